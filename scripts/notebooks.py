@@ -1,0 +1,104 @@
+"""Run the notebooks from a terminal: `python scripts/notebooks.py run|evaluate|refresh [-p NAME VALUE] …`.
+
+run       pairs and training, the notebooks' copies with their outputs in runs/
+evaluate  of training.ipynb the parameters and the cells under "Evaluation" alone
+refresh   all notebooks in place, their outputs as they are committed, and results/ and README's tables from them
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNS = ROOT / "runs"
+PAIRS, TRAINING = ROOT / "data_processing_prompt.ipynb", ROOT / "training.ipynb"
+
+
+def execute(notebook: Path, output: Path, parameters: dict) -> None:
+    """Run one notebook with those of the parameters that it has, its prints shown as they come."""
+    known = papermill.inspect_notebook(str(notebook))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    print(f"\n=== {notebook.name} -> {output.relative_to(ROOT)}", flush=True)
+    try:
+        papermill.execute_notebook(
+            str(notebook),
+            str(output),
+            parameters={name: value for name, value in parameters.items() if name in known},
+            kernel_name="python3",
+            cwd=str(ROOT),
+            progress_bar=False,
+            stdout_file=sys.stdout,
+            coalesce_streams=True,
+        )
+    except papermill.PapermillExecutionError as error:
+        sys.exit(f"\n{notebook.name}, cell {error.exec_count}: {error.ename}: {error.evalue}\nAll of it: {output}")
+
+
+def check_names(parameters: dict, notebooks: list[Path]) -> None:
+    known = {name for notebook in notebooks for name in papermill.inspect_notebook(str(notebook))}
+    if unknown := sorted(set(parameters) - known):
+        sys.exit(f"No notebook has the parameter {unknown[0]}. There are: {', '.join(sorted(known))}.")
+
+
+def evaluation_only() -> Path:
+    """A copy of training.ipynb with its parameters and what stands under the heading "Evaluation"."""
+    notebook = nbformat.read(TRAINING, as_version=4)
+    start = next(i for i, cell in enumerate(notebook.cells) if cell.source.startswith("## Evaluation"))
+    parameters = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    notebook.cells = parameters + notebook.cells[start:]
+    path = RUNS / "evaluation.ipynb"
+    path.parent.mkdir(exist_ok=True)
+    nbformat.write(notebook, path)
+    return path
+
+
+def strip(path: Path) -> None:
+    """Take times, paths and papermill's notes out of a notebook that is to be committed."""
+    notebook = nbformat.read(path, as_version=4)
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number:03d}"
+        cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
+    nbformat.write(notebook, path)
+
+
+def closing_words(out_dir: Path) -> None:
+    results = json.loads((out_dir / "results.json").read_text(encoding="utf-8"))
+    print(f"\nModel: {results['model']['name']} ({results['model']['revision']})")
+    for variant, figures in results["variants"].items():
+        print(f"perplexity {variant:<7}{figures['rule_made']['perplexity']['value']:10.3f}")
+    print("Files: " + ", ".join(results["files"]))
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("what", choices=["run", "evaluate", "refresh"])
+    arguments.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    arguments = arguments.parse_args()
+    parameters = {name: yaml.safe_load(value) for name, value in arguments.parameters}
+    check_names(parameters, [PAIRS, TRAINING])
+    out_dir = ROOT / parameters.get("OUT_DIR", ".")
+    if arguments.what == "evaluate":
+        execute(evaluation_only(), RUNS / "evaluation.ipynb", parameters)
+    for notebook in [PAIRS, TRAINING] if arguments.what != "evaluate" else []:
+        output = RUNS / notebook.name if arguments.what == "run" else notebook
+        execute(notebook, output, parameters)
+    if arguments.what == "refresh":
+        for notebook in (PAIRS, TRAINING):
+            strip(notebook)
+        for name in ("results.json", "eval_generations.jsonl"):
+            shutil.copy(out_dir / name, ROOT / "results" / name)
+    closing_words(out_dir)
+
+
+if __name__ == "__main__":
+    main()

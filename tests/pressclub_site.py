@@ -1,0 +1,398 @@
+"""A local PressClub for tests and for trying things out: its pages, paging, quirks and faults, with fictional articles.
+
+`python tests/pressclub_site.py --port 8765` serves the sample corpus and one page for each odd shape of the real site.
+With `--run COMMAND` it serves while the command runs, then stops. The articles are fiction (see data/README.md).
+"""
+
+import argparse
+import html
+import json
+import re
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections import defaultdict
+from datetime import date, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+from odd_pages import ODD
+
+SAMPLE = Path(__file__).resolve().parent.parent / "data" / "sample"
+PAGE_SIZE = 20
+CATEGORIES = {"Press Release": 1, "Press Kit": 2, "Speech": 5, "Fact & Figures": 11}
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Articles: dicts of the article schema, plus `html` (the body as the page has it), `slug`, `listed`, and what they need
+
+
+def page_form(text: str) -> str:
+    """The body HTML of a plain text, as the real site's editors leave it: wraps, spacers, nbsp, a strong dateline."""
+    blocks = []
+    for number, paragraph in enumerate(text.split("\n\n")):
+        lines = paragraph.split("\n")
+        if "\t" in paragraph:
+            rows = ("".join(f"<td>\n<p>{html.escape(cell)}</p>\n</td>" for cell in line.split("\t")) for line in lines)
+            blocks.append("<table><tbody>\n" + "\n".join(f"<tr>{row}</tr>" for row in rows) + "\n</tbody></table>")
+        elif len(lines) > 1 and all(line.startswith("- ") for line in lines):
+            blocks.append("<ul>\n" + "\n".join(f"  <li>{_wrapped(line[2:])}</li>" for line in lines) + "\n</ul>")
+        else:
+            inner = "<br>".join(_wrapped(line) for line in lines)
+            if number == 0:
+                inner = re.sub(r"^(\w[\w/ ,]{2,30}\. )", r"<strong>\1</strong>", inner)
+            elif len(paragraph) < 80 and not re.search(r"[.:!?”0-9]$", paragraph):
+                inner = f"<strong>{inner}</strong>"
+            blocks.append(f"<p>\n  {inner}\n</p>")
+    return "\n<p>&nbsp;</p>\n".join(blocks)
+
+
+def _wrapped(line: str) -> str:
+    folded = "\n  ".join(textwrap.wrap(line, 70, break_long_words=False, break_on_hyphens=False))
+    return re.sub(r"(\d) (km|kW|kWh|hp|Nm|percent)\b", r"\1&nbsp;\2", html.escape(folded, quote=False))
+
+
+def sample_articles(folder: Path = SAMPLE) -> list[dict]:
+    """The sample corpus; every other article of its evaluation part is too old for the listing."""
+    articles = []
+    for path in sorted(folder.glob("*/*.json")):
+        article = json.loads(path.read_text(encoding="utf-8"))
+        slug = article["url"].rpartition(article["id"] + "/")[2]
+        listed = path.parent.name == "train" or int(article["id"][1:8]) % 2 == 0
+        articles.append(article | {"html": page_form(article["text"]), "slug": slug, "listed": listed})
+    return articles
+
+
+def filler_articles(count: int, until: date = date(2023, 12, 28)) -> list[dict]:
+    """Plain articles of some 3,000 characters, one a day backwards from `until`, where a test needs many."""
+    articles = []
+    for number in range(count):
+        words = f"Filler {number} for the local site: a plain sentence with number {number} in it. " * 5
+        text = "Munich. " + "\n\n".join(f"Part {part}. {words}".strip() for part in range(1, 9))
+        article = {"id": f"T{700000 + number:07d}EN", "title": f"Filler number {number}.", "text": text}
+        article |= {
+            "date": (until - timedelta(days=number)).isoformat(),
+            "category": "Press Release",
+            "teaser": "Filler.",
+        }
+        articles.append(article | {"html": page_form(text), "slug": f"filler-number-{number}", "listed": True})
+    return articles
+
+
+def odd_articles() -> list[dict]:
+    """One article for each odd shape of ODD, newest first."""
+    articles = []
+    for number, (article_id, odd) in enumerate(ODD.items()):
+        usual = {
+            "title": f"Odd page: {odd['about']}.",
+            "category": "Press Release",
+            "teaser": "One page of an odd shape.",
+        }
+        day = (date(2025, 12, 30) - timedelta(days=number)).isoformat()
+        slug = "odd-page-" + odd["about"].replace(" ", "-")
+        articles.append({"id": article_id, "date": day, "slug": slug, "listed": True} | usual | odd)
+    return articles
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pages
+
+
+def shown_date(iso: str, java: bool) -> str:
+    """The date as the page prints it: dd.MM.yyyy, or Java's Date.toString where no Accept-Language was sent."""
+    day = date.fromisoformat(iso)
+    zone = "CEST" if 4 <= day.month <= 9 else "CET"
+    return day.strftime(f"%a %b %d 10:00:00 {zone} %Y") if java else day.strftime("%d.%m.%Y")
+
+
+def newsfeed(article: dict, number: int, java: bool) -> str:
+    """One article of the listing; the second link, for its picture, is empty and carries a query."""
+    link = html.escape(f"/global/article/detail/{article['id']}/{article['slug']}")
+    picture = (
+        f'<div class="image"><div class="img thumb16-9"></div><div class="buttons"><a class="bmw-ci-document-img-med"\
+ href="{link}?showMedia=photo"></a></div></div>'
+    )
+    return f"""<article class="newsfeed clear-after {"no-left" if number % 9 == 8 else "has-image has-media"}"\
+ data-id="{558000 + number}" data-category="{CATEGORIES[article["category"]]}">
+  {"" if number % 9 == 8 else picture}
+  <div class="text">
+    <h3><a href="{link}">{html.escape(article["title"])}</a></h3>
+    <div class="info"><h4><span class="date">{shown_date(article["date"], java)}</span>
+      <span class="category">{html.escape(article["category"])}</span></h4></div>
+    <div class="sharing-icons"><a href="https://social.example/share?u={link}">share</a></div>
+    <p class="serif">{html.escape(article["teaser"])}</p>
+    <div class="tagging-info tags clear-after">
+      <div class="clickable tag tag-searchable" data-tag-id="267">Plant</div></div>
+  </div>
+</article>"""
+
+
+FRAGMENT_MARK = (
+    '<div class="hidden remove-on-search article-video-portlet-url" data-url="/global/article/video-portlet/"></div>'
+)
+BUTTON = '<button id="lazy-load-button" class="remove-on-search clear">Show more</button>'
+LOADER = """<script>
+let page = START, busy = false, done = false;
+async function more() {
+  if (busy || done || page > 100) return;
+  busy = true;
+  const spinner = document.getElementById('lazy-loader');
+  spinner.classList.remove('hidden');
+  try {
+    const part = await (await fetch('/global/article/list?page=' + (page + 1))).text();
+    done = !part.includes('<article');
+    page += 1;
+    spinner.insertAdjacentHTML('beforebegin', part);
+  } finally { busy = false; spinner.classList.add('hidden'); }
+}
+function scrolled() { if (innerHeight + scrollY >= document.body.scrollHeight - 400) more(); }
+const button = document.getElementById('lazy-load-button');
+if (button) button.addEventListener('click', () => {
+  if (BLOCKING && document.querySelector('epaas-consent-drawer-shell')) return;
+  button.remove(); more(); addEventListener('scroll', scrolled);
+}); else if (SCROLLING) addEventListener('scroll', scrolled);
+</script>"""
+CONSENT = """<script>
+setTimeout(() => {
+  const shell = document.createElement('epaas-consent-drawer-shell'), root = shell.attachShadow({mode: 'open'});
+  root.innerHTML = `<div style="position:fixed;bottom:0;left:0;right:0;height:60vh;z-index:99999;background:#fff">
+    We use cookies. <button class="accept-button">Accept</button><button class="reject-button">Reject</button></div>`;
+  for (const button of root.querySelectorAll('button')) button.onclick = () => shell.remove();
+  document.body.append(shell);
+}, 300);
+</script>"""
+HEAD = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title><!-- implementationVersion: 3.33.1 -->
+<meta property="og:title" content="{title}"></head><body><div id="main"><div id="content">"""
+FOOT = """</div></div><footer><div class="co2-info-teaser" id="carbon-info">Further information on fuel consumption
+figures can be found in a guide.</div></footer></body></html>"""
+
+
+def side_boxes(articles: list[dict]) -> str:
+    """The boxes on the right, on every page: links to articles that may be months old, in the detail form."""
+    links = "".join(
+        '<div class="more-content"><p><a class="presskit" '
+        f'href="/global/article/detail/{article["id"]}/{html.escape(article["slug"])}">'
+        f"{html.escape(article['title'])}</a> Here you can see the webcast of a keynote from another day.</p></div>"
+        for article in articles
+    )
+    box = f'<div class="fact-and-latest-press-kits"><h3>Latest Press Kits</h3>{links}</div>'
+    return f'<div class="content-right">{box}</div>'
+
+
+def article_page(article: dict, java: bool, side: str) -> str:
+    """The page of one article, with all that stands around the text."""
+    teaser = f'<h2 class="teaser clear">{html.escape(article["teaser"])}</h2>' if article["teaser"] else ""
+    co2 = f'<div class="text co2_summary">{article["co2"]}</div>' if article.get("co2") else ""
+    more = '<button class="readmore"><span>Show entire text</span></button>' if len(article["html"]) > 2000 else ""
+    return f"""{HEAD.format(title=html.escape(article["title"]))}<div class="content-block"><div class="content-left">
+<div class="article-detail remove-on-search"><h1>{html.escape(article["title"])} </h1>
+<div class="article-info"><h5><span class="date">{shown_date(article["date"], java)}</span>
+<span class="category">{html.escape(article["category"])}</span></h5></div>{teaser}
+<div class="tagging-info tags clear-after"><div class="clickable tag tag-searchable">Plant</div></div>
+<div class="left"><h4>Press Contact.</h4><p>Ada Vogt<br>Tel: +49-89-382-00000</p><a href="#">send an e-mail</a>
+<h4>Downloads.</h4><p>Attachments (1x, 3.25 MB)</p></div>
+<div class="right"><div id="article-text" class="serif">{article["html"]}</div>{more}</div>{co2}
+<h4>Article Media Material.</h4></div></div>{side}</div>{FOOT}"""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The server
+
+
+class PressClub:
+    """The site; a test sets its traits and faults, and reads its log.
+
+    `faults[key]` is a list of faults, one used up a request; the key is an article id or a path. `log` has one
+    (seconds, path with query) a request.
+    """
+
+    def __init__(self, articles: list[dict], port: int = 0):
+        self.articles = {article["id"]: article for article in articles}
+        self.listing = sorted((a for a in articles if a["listed"]), key=lambda a: (a["date"], a["id"]), reverse=True)
+        self.faults: defaultdict[str, list[str]] = defaultdict(list)
+        self.log: list[tuple[float, str]] = []
+        self.busy = self.most_busy = self.bytes_sent = 0
+        self.button = self.consent = self.scrolling = self.paging = True
+        self.blocking = False  # whether the button is dead while the consent drawer is there
+        self.fragments = 100  # how often the scroll brings something
+        self.delay = 0.0  # seconds each answer takes
+        self.robots = "User-agent: *\nDisallow: /global/internal/\n"
+        self.elsewhere = "http://127.0.0.2:9/"  # the other host that a redirect and a picture point to
+        self.before_answer = lambda path: None
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), type("Handler", (_Handler,), {"site": self}))
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/global"
+
+    def __enter__(self):
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self._server.shutdown()
+        self._server.server_close()
+
+    def asked(self, part: str) -> int:
+        """How many requests had `part` in their path."""
+        return sum(part in path for _, path in self.log)
+
+    def page(self, number: int) -> list[dict]:
+        return self.listing[(number - 1) * PAGE_SIZE : number * PAGE_SIZE]
+
+    def answer(self, path: str, query: dict, java: bool) -> tuple[int, str, str]:
+        """Status, content type and text of the answer to a path."""
+        number = int(query.get("page", ["1"])[0])
+        kind, side = "text/html;charset=UTF-8", side_boxes([a for a in self.articles.values() if not a["listed"]][:5])
+        feed = "".join(newsfeed(article, 20 * number + i, java) for i, article in enumerate(self.page(number)))
+        if path == "/robots.txt":
+            sitemap = self.url.replace("/global", "/sitemaps/sitemap_text_pcgl_en.xml")
+            return 200, "text/plain", f"{self.robots}Sitemap: {sitemap}\n"
+        if path in ("/global", "/global/", "/global/article"):
+            if number > 1 and not self.paging:
+                feed = ""
+            loader = LOADER.replace("START", str(number)).replace("BLOCKING", str(self.blocking).lower())
+            loader = loader.replace("SCROLLING", str(self.scrolling and not self.button).lower())
+            top = "".join(
+                f'<div class="swiper-slide" data-url="/global/article/detail/{a["id"]}"></div>'
+                for a in self.page(1)[:3]
+            )
+            text = f"""{HEAD.format(title="PressClub Global · Articles")}<div id="top-stories">{top}</div>
+<img src="{self.elsewhere}pixel.png" alt=""><div class="content-left"><h3>PressClub Global · Articles.</h3>
+<div id="filter-tags"></div><div class="content">{feed}{BUTTON if self.button else ""}
+<div id="lazy-loader" class="loading ispinner gray animating hidden"></div></div></div>{side}
+{loader}{CONSENT if self.consent else ""}{FOOT}"""
+            return 200, kind, text
+        if path in ("/global/article/list", "/global/startpage/list"):
+            return 200, kind, FRAGMENT_MARK + feed if number - 1 <= self.fragments else FRAGMENT_MARK
+        if (match := re.match(r"/global/article/detail/(\w+)", path)) and match[1] in self.articles:
+            return 200, kind, article_page(self.articles[match[1]], java, side)
+        if path == "/pressclub/p/pcgl/pressDetail.html" and query.get("id", [""])[0] in self.articles:
+            return 200, kind, article_page(self.articles[query["id"][0]], java, side)
+        if path in ("/global/rss", "/global/rss2"):
+            return 200, "application/rss+xml", self._rss(self.page(number), full=path.endswith("2"), number=number)
+        if path == "/sitemaps/sitemap_text_pcgl_en.xml":
+            old = self.url.replace("/global", "/pressclub/p/pcgl/pressDetail.html?outputChannelId=6&amp;id=")
+            text = "".join(f"<url><loc>{old}{a['id']}</loc></url>" for a in self.listing)
+            return 200, "text/xml", f'<urlset xmlns="http://www.sitemaps.org/schemas/sitemap/0.9">{text}</urlset>'
+        return 404, kind, f"{HEAD.format(title='Not found')}<h1>Page not found</h1>{FOOT}"
+
+    def _rss(self, articles: list[dict], full: bool, number: int) -> str:
+        items = "".join(
+            f"""<item><title>{html.escape(a["title"])}</title><guid isPermaLink="false">{a["id"]}</guid>
+<link>{self.url}/article/detail/{a["id"]}?language=en</link>
+<description>{html.escape(a["html"] if full else a["teaser"])}</description></item>"""
+            for a in articles
+        )
+        return f"""<rss xmlns:atom="http://www.w3.org/2005/Atom" version="2.0"><channel>
+<title>BMW Group PressClub Global</title><atom:link rel="next" href="/rss?page={number + 1}"/>{items}</channel></rss>"""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    site: PressClub
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or each answer waits 40 ms for the client's acknowledgement
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        site, url = self.site, urlsplit(self.path)
+        site.log.append((time.monotonic(), self.path))
+        site.busy += 1
+        site.most_busy = max(site.most_busy, site.busy)
+        try:
+            site.before_answer(self.path)
+            time.sleep(site.delay)
+            parts = url.path.split("/")
+            key = parts[4] if url.path.startswith("/global/article/detail/") else url.path
+            status, kind, text = site.answer(url.path, parse_qs(url.query), "Accept-Language" not in self.headers)
+            fault = site.faults[key].pop(0) if site.faults[key] else "send"
+            getattr(self, f"_{fault}")(status, kind, text.encode())
+        except OSError:
+            self.close_connection = True  # the client went away, as it does from a page that is too large
+        finally:
+            site.busy -= 1
+
+    def _send(self, status: int, kind: str, body: bytes, **headers: str):
+        self.send_response(status)
+        for name, value in ({"Content-Type": kind, "Content-Length": str(len(body))} | headers).items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _busy(self, *_):
+        self._send(429, "text/html", b"slow down", Retry_After="1")
+
+    def _busy_for_an_hour(self, *_):
+        self._send(429, "text/html", b"slow down", Retry_After="3600")
+
+    def _error(self, *_):
+        self._send(500, "text/html", b"oops")
+
+    def _gone(self, *_):
+        self._send(404, "text/html", b"<html>no such page</html>")
+
+    def _pdf(self, *_):
+        self._send(200, "application/pdf", b"%PDF-1.7 nothing to read")
+
+    def _away(self, *_):
+        self._send(302, "text/html", b"", Location=self.site.elsewhere)
+
+    def _moved(self, *_):
+        self._send(302, "text/html", b"", Location=self.path + "/with-slug")
+
+    def _halved(self, status: int, kind: str, body: bytes):
+        """Half a page, complete for all that HTTP can tell."""
+        self._send(status, kind, body[: len(body) // 2])
+
+    def _drop(self, *_):
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
+
+    def _truncated(self, status: int, kind: str, body: bytes):
+        """Half a page under the length of the whole."""
+        self._send(status, kind, body[: len(body) // 2], Content_Length=str(len(body)))
+        self._drop()
+
+    def _open_end(self):
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.close_connection = True
+
+    def _endless(self, *_):
+        self._open_end()
+        while True:
+            self.wfile.write(b"<p>and so on</p>")
+            time.sleep(0.05)
+
+    def _huge(self, *_):
+        self._open_end()
+        for _ in range(50):
+            self.wfile.write(b" " * 1_000_000)
+            self.site.bytes_sent += 1_000_000
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--port", type=int, default=8765)
+    parser.add_argument("--filler", type=int, default=0, help="so many plain articles more")
+    parser.add_argument("--run", help="a shell command to run while the site is up; then the site stops")
+    options = parser.parse_args()
+    articles = sample_articles()
+    with PressClub(articles + odd_articles() + filler_articles(options.filler), options.port) as site:
+        if options.run:
+            return subprocess.run(options.run, shell=True).returncode
+        print(f"The local PressClub: {site.url}/article, {len(site.listing)} fictional articles. Ctrl+C stops it.")
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

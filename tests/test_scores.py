@@ -1,0 +1,408 @@
+"""Scores and statistics against expectations written by hand, or worked out again by plain Python."""
+
+import doctest
+import itertools
+import math
+import random
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import norm, t
+
+import qa_scores
+from qa_scores import (
+    DECLINE,
+    holm,
+    interval,
+    numbers,
+    paired_difference,
+    paired_table,
+    same_numbers,
+    score_answer,
+    score_records,
+    score_table,
+)
+
+pytestmark = pytest.mark.filterwarnings("error")
+ARTICLE = (
+    "Munich. From 12 May 2025 the BMW i4 eDrive40 has a range of up to 571 kilometres. It costs 59,900 euros.\n\n"
+    "“We invested €1.5 billion,” says Anna Berg. Production at the Dingolfing plant grew by 20 per cent."
+)
+
+
+def scores(answer: str, *references: str, kind: str = "how_many") -> dict:
+    return score_answer(answer, list(references), ARTICLE, kind)
+
+
+def test_examples_in_the_docstrings():
+    result = doctest.testmod(qa_scores)
+    assert result.attempted >= 3 and result.failed == 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Scores of one answer
+
+
+def test_exact_match_is_squads():
+    assert scores("The Dingolfing plant.", "Dingolfing plant")["exact_match"] == 1
+    assert scores("the plant in Dingolfing", "Dingolfing plant")["exact_match"] == 0
+    assert scores("", "Dingolfing")["exact_match"] == scores("", "Dingolfing")["f1"] == 0
+
+
+def test_f1_counts_shared_tokens_as_often_as_both_have_them():
+    # 2 shared, precision 1, recall 2/3; then 1 shared, precision 1/2, recall 1
+    assert scores("plant plant", "plant, plant, Dingolfing")["f1"] == pytest.approx(0.8)
+    assert scores("plant plant", "plant")["f1"] == pytest.approx(2 / 3)
+    assert scores("Anna", "Anna Berg")["f1"] == pytest.approx(2 / 3)
+    assert scores("Yes, it does.", "Yes", kind="yes_no")["f1"] == pytest.approx(0.5)
+
+
+def test_the_best_reference_counts():
+    row = scores("571 km", "571 kilometres", "571 km", "about 571 km")
+    assert row["exact_match"] == row["f1"] == row["rouge_l"] == 1
+
+
+def test_rouge_l_is_the_longest_common_subsequence_without_stemming():
+    # range up to 571 / up to 571 range: the longest common subsequence has 3 of 4
+    assert scores("range up to 571", "up to 571 range")["rouge_l"] == pytest.approx(0.75)
+    assert scores("costs", "cost")["rouge_l"] == 0
+
+
+def test_contains_needs_whole_words():
+    assert scores("It is the Dingolfing plant, in Bavaria.", "Dingolfing plant")["contains"] == 1
+    assert scores("It is 1571 km.", "571 km")["contains"] == 0
+    assert scores("Anything", "the")["contains"] == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "declined"),
+    [
+        (DECLINE, 1),
+        ("the press release does not say", 1),
+        ("The press release does not say who paid.", 1),
+        ("Press release does not say.", 1),
+        ("The press release does not sayings.", 0),
+        ("The press release does not mention it.", 0),
+        ("Sorry. The press release does not say.", 0),
+        ("", 0),
+    ],
+)
+def test_declined_is_strict_and_decides_unanswerable_questions(answer, declined):
+    row = scores(answer, DECLINE, kind="unanswerable")
+    assert [row[name] for name in ("declined", "exact_match", "f1", "rouge_l", "contains")] == [declined] * 5
+
+
+def test_a_wrong_answer_to_an_unanswerable_question_earns_nothing_for_its_common_words():
+    assert qa_scores.token_f1("The press release is about cars.", DECLINE) == pytest.approx(0.4)
+    assert scores("The press release is about cars.", DECLINE, kind="unanswerable")["f1"] == 0
+
+
+def test_declining_an_answerable_question_is_wrong():
+    row = scores(DECLINE, "571 km")
+    assert row["declined"] == 1 and row["exact_match"] == row["f1"] == row["numbers_match"] == 0
+
+
+def test_yes_no_reads_the_first_word():
+    assert scores("Yes, from May.", "Yes", kind="yes_no")["yes_no"] == 1
+    assert scores("No.", "Yes", kind="yes_no")["yes_no"] == 0
+    assert scores("It does, yes", "Yes", kind="yes_no")["yes_no"] == 0
+    assert scores("", "No", kind="yes_no")["yes_no"] == 0
+    assert scores("Yes", "Yes", kind="which")["yes_no"] is None
+
+
+def test_shares_found_in_the_article():
+    row = scores("The i4 has 571 km and 600 hp at Dingolfing", "571 km")
+    assert row["words_in_article"] == pytest.approx(2 / 4)  # i4, dingolfing; not km, hp
+    assert row["numbers_in_article"] == pytest.approx(1 / 2)
+    assert row["words"] == 10
+    assert scores("Munich’s", "Munich")["words_in_article"] == 1
+    for nothing_to_check in ("Yes.", DECLINE):
+        row = scores(nothing_to_check, "Yes")
+        assert row["words_in_article"] is row["numbers_in_article"] is None
+
+
+def test_a_question_without_reference_is_refused():
+    with pytest.raises(ValueError, match="need one accepted answer or more"):
+        score_answer("x", [], ARTICLE, "who")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Numbers
+
+SAME = [
+    ("€1.5 billion", "1.5 billion euros"),
+    ("EUR 1.5bn", "€1,500 million"),
+    ("€2m", "2,000,000 euros"),
+    ("20 %", "20 per cent"),
+    ("20%", "20 percent"),
+    ("571 km", "571 kilometres"),
+    ("571-kilometre range", "571 kilometers"),
+    ("207 kW (281 hp)", "281 horsepower or 207 kilowatts"),
+    ("81.3 kWh", "81.30 kilowatt-hours"),
+    ("15.6 kWh/100 km", "15.6 kilowatt-hours per 100 kilometres"),
+    ("4.2 l/100 km", "4.2 litres per 100 km"),
+    ("180 km/h", "180 kilometres per hour"),
+    ("3.9 s", "3.9 seconds"),
+    ("12 May 2025", "May 12, 2025"),
+    ("12 May 2025", "on the 12th of May"),
+    ("two hundred", "200"),
+    ("twelve countries", "12 countries"),
+    ("32nd", "32"),
+    ("10.30 am", "10:30 a.m."),
+    ("1:27.114 minutes", "1:27.114"),
+    ("minus 7 degrees", "-7°"),
+    ("the F 900 XR weighs 219 kg", "219 kilograms"),
+    ("The 5 Series, the M4 GT3 and the 330e have 3 doors", "3 doors"),
+    ("BMW’s 18-inch wheels", "18 inches"),
+    ("571\u00a0km", "571 km"),
+    ("5 V8 engines", "5 engines"),
+]
+OTHER = [
+    ("571 km", "571 miles"),
+    ("571 km", "571"),
+    ("571 km", "571 km and 20 minutes"),
+    ("€1.5 billion", "€1.5 million"),
+    ("€1.5 billion", "1.5 billion dollars"),
+    ("1,500", "1.500"),
+    ("12 May 2025", "12 May 2024"),
+    ("12 May 2025", "May 2025"),
+    ("12 May", "12 June"),
+    ("May 2025", "2025"),
+    ("20 %", "20 percentage points"),
+    ("5 a.m.", "5 p.m."),
+    ("-7 degrees", "7 degrees"),
+    ("1:27.114", "1:27.115"),
+    ("the 2025 M Hybrid", "2025 metres"),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), SAME)
+def test_same_numbers(one, other):
+    assert same_numbers(numbers(one), numbers(other)) and same_numbers(numbers(other), numbers(one))
+
+
+@pytest.mark.parametrize(("one", "other"), OTHER)
+def test_other_numbers(one, other):
+    assert not same_numbers(numbers(one), numbers(other)) and not same_numbers(numbers(other), numbers(one))
+
+
+@pytest.mark.parametrize("text", ["i4 eDrive40", "M4 GT3", "R 1300 GS", "the 7 Series", "330e", "in May", "one", ""])
+def test_names_have_no_numbers(text):
+    assert numbers(text) == frozenset()
+
+
+def test_numbers_match():
+    assert scores("Up to 571 kilometres.", "571 km")["numbers_match"] == 1
+    assert scores("571 km and 20 %", "571 km")["numbers_match"] == 0
+    assert scores("Many.", "571 km")["numbers_match"] == 0
+    assert scores("Anna Berg, 571 km", "Anna Berg")["numbers_match"] is None
+    assert scores("600 km", "571 km", "600 km", "far")["numbers_match"] == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Intervals
+
+UNEQUAL = [1, 1, 0, 0.5, 1, 0, 0.25, 1, 1, 0.5]
+ARTICLES = list("aaabbbbccd")
+
+
+def test_interval_by_plain_python():
+    found = interval(UNEQUAL, ARTICLES)
+    by_article = [(2.0, 3), (1.75, 4), (2.0, 2), (0.5, 1)]
+    assert found["mean"] == pytest.approx(6.25 / 10)
+    assert (found["n"], found["clusters"]) == (10, 4)
+    draw = random.Random(1)
+    means = []
+    for _ in range(20_000):
+        picked = draw.choices(by_article, k=4)
+        means.append(sum(total for total, _ in picked) / sum(count for _, count in picked))
+    means.sort()
+    tail = norm.cdf(-math.sqrt(4 / 3) * t.ppf(0.975, 3))
+    assert found["low"] == pytest.approx(means[int(tail * 20_000)], abs=0.02)
+    assert found["high"] == pytest.approx(means[int((1 - tail) * 20_000)], abs=0.02)
+
+
+def test_interval_is_the_same_each_time_and_in_any_order():
+    order = [3, 9, 0, 7, 1, 2, 8, 4, 6, 5]
+    shuffled = interval([UNEQUAL[i] for i in order], [ARTICLES[i] for i in order])
+    assert interval(UNEQUAL, ARTICLES) == interval(UNEQUAL, ARTICLES)
+    assert shuffled == pytest.approx(interval(UNEQUAL, ARTICLES))
+
+
+def test_interval_leaves_out_what_does_not_apply():
+    assert interval([None, 1, None, 0], ["z", "a", "a", "b"]) == interval([1, 0], ["a", "b"])
+    assert interval([None, None], ["a", "b"]) == {"mean": None, "low": None, "high": None, "n": 0, "clusters": 0}
+
+
+def test_interval_with_counts_is_token_weighted():
+    found = interval([200.0, 40.0], ["a", "b"], [100, 10])  # 2 nats on each of 100 tokens, 4 on each of 10
+    assert math.exp(found["mean"]) == pytest.approx(8.862, abs=1e-3)
+    assert (found["low"], found["high"]) == (2, 4)
+    assert interval([1, 1], ["a", "b"], [1, 1])["low"] == 1  # one nat a token, not a share
+
+
+def test_one_article_has_no_interval():
+    assert interval([1, 0, 1], list("aaa")) == {"mean": 2 / 3, "low": None, "high": None, "n": 3, "clusters": 1}
+
+
+def test_equal_values():
+    assert interval([0.5] * 6, list("aabbcc")) == {"mean": 0.5, "low": 0.5, "high": 0.5, "n": 6, "clusters": 3}
+    none, every = interval([0] * 24, list("abcdefghijkl") * 2), interval([1] * 24, list("abcdefghijkl") * 2)
+    beyond = 1 - 0.025 ** (1 / 12)  # Clopper and Pearson: 12 of 12 articles without one has at most this rate
+    assert (none["mean"], none["low"], none["high"]) == pytest.approx((0, 0, beyond))
+    assert (every["mean"], every["low"], every["high"]) == pytest.approx((1, 1 - beyond, 1))
+
+
+def test_interval_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match="need one or more, and as many of each"):
+        interval([1, 0], ["a"])
+    with pytest.raises(ValueError, match="need one or more, and as many of each"):
+        interval([], [])
+    with pytest.raises(ValueError, match="need one or more, and as many of each"):
+        paired_difference([1, 0], [1], ["a", "b"])
+
+
+def test_interval_covers_the_truth():
+    """12 articles with 8 to 12 questions, a rate of 0.5 that differs between them: plain percentiles cover 0.89."""
+    draw, covered, runs = np.random.default_rng(7), 0, 500
+    for _ in range(runs):
+        sizes = draw.integers(8, 13, 12)
+        rates = np.repeat(draw.beta(4.5, 4.5, 12), sizes)
+        found = interval(draw.random(len(rates)) < rates, np.repeat(np.arange(12), sizes))
+        covered += found["low"] <= 0.5 <= found["high"]
+    assert 0.92 <= covered / runs <= 0.98
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Paired differences
+
+BETTER = [1, 1, 0.5, 0.5, 1, 0.5, 0.25, 1, 1, 0]
+
+
+def every_flip(sums: list[float]) -> list[float]:
+    signs = itertools.product((1, -1), repeat=len(sums))
+    return [abs(sum(sign * total for sign, total in zip(some, sums, strict=True))) for some in signs]
+
+
+def test_paired_difference_by_plain_python():
+    found = paired_difference(BETTER, UNEQUAL, ARTICLES)
+    gaps = [0, 0, 0.5, 0, 0, 0.5, 0, 0, 0, -0.5]
+    assert found["difference"] == pytest.approx(sum(gaps) / 10)
+    assert (found["wins"], found["ties"], found["losses"], found["n"], found["clusters"]) == (2, 7, 1, 10, 4)
+    totals, sizes = [0.5, 0.5, 0, -0.5], [3, 4, 2, 1]
+    flipped = every_flip(totals)
+    assert found["p"] == sum(x >= 0.5 for x in flipped) / 16 == 1
+    squares = sum((total - 0.05 * size) ** 2 for total, size in zip(totals, sizes, strict=True))
+    error = math.sqrt(4 / 3 * squares) / 10
+    assert found["smallest_detectable"] == pytest.approx((3.18245 + 0.97847) * error, rel=1e-5)  # t table, 3 df
+    both = interval(gaps, ARTICLES)
+    assert (found["low"], found["high"]) == (both["low"], both["high"])
+
+
+def test_p_counts_every_flip_up_to_17_articles():
+    draw = random.Random(3)
+    gaps = [draw.gauss(0.3, 1) for _ in range(10)]
+    flipped = every_flip(gaps)
+    found = paired_difference(gaps, [0] * 10, range(10))
+    assert found["p"] == pytest.approx(sum(x >= abs(sum(gaps)) - 1e-12 for x in flipped) / 1024)
+    assert paired_difference([1] * 17, [0] * 17, range(17))["p"] == 2 / 2**17
+
+
+def test_many_articles_are_flipped_at_random():
+    draw = np.random.default_rng(5)
+    found = paired_difference(draw.normal(0.45, 1, 24), [0] * 24, range(24))
+    z = found["difference"] / found["smallest_detectable"] * (t.ppf(0.975, 23) + t.ppf(0.8, 23))
+    assert found["p"] == pytest.approx(2 * t.sf(abs(z), 23), abs=0.015)
+
+
+def test_the_same_answers_do_not_differ():
+    found = paired_difference(UNEQUAL, UNEQUAL, ARTICLES)
+    assert [found[key] for key in ("difference", "low", "high", "p", "wins", "losses")] == [0, 0, 0, 1, 0, 0]
+    assert found["smallest_detectable"] is None
+
+
+def test_one_article_shows_no_difference():
+    found = paired_difference([1, 1], [0, 0], ["a", "a"])
+    assert (found["difference"], found["p"], found["low"], found["smallest_detectable"]) == (1, 1, None, None)
+
+
+def test_pairs_need_both_values():
+    found = paired_difference([1, None, 1], [0, 0, None], ["a", "b", "c"])
+    assert (found["n"], found["clusters"], found["difference"]) == (1, 1, 1)
+    with pytest.raises(ValueError, match="Compare another score"):
+        paired_difference([None], [1], ["a"])
+
+
+def test_swapping_the_sides_mirrors_the_result():
+    one, other = paired_difference(BETTER, UNEQUAL, ARTICLES), paired_difference(UNEQUAL, BETTER, ARTICLES)
+    assert one["low"] == pytest.approx(-other["high"], abs=0.01) and one["p"] == other["p"]
+    assert (one["wins"], one["smallest_detectable"]) == (other["losses"], pytest.approx(other["smallest_detectable"]))
+
+
+def test_smallest_detectable_difference_is_found_in_four_of_five_evaluations():
+    """12 articles, normal differences of sd 1: it is 3.08 / sqrt(12) = 0.89, where the t test's power is 0.80."""
+    draw, hits, runs = np.random.default_rng(11), 0, 400
+    for _ in range(runs):
+        hits += paired_difference(draw.normal(3.0769 / math.sqrt(12), 1, 12), np.zeros(12), range(12))["p"] <= 0.05
+    assert 0.74 <= hits / runs <= 0.86
+
+
+def test_holm_by_hand():
+    # sorted 0.005 0.01 0.03 0.04, times 4 3 2 1: 0.02 0.03 0.06 0.04, the last raised to 0.06
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.6, 0.2]) == pytest.approx([1, 1, 0.6])
+    assert holm([0.04]) == [0.04] and holm([]) == []
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tables
+
+
+def record(article: str, number: int, part: str, kind: str, reference: str, **answers: str) -> dict:
+    made = {
+        variant: {"answer": answer, "stopped": True, "tokens": 3, "nll": 2.0 * number, "nll_tokens": number}
+        for variant, answer in answers.items()
+    }
+    about = {"question_id": f"{article}-{number}", "article_id": article, "kind": kind, "slice": part}
+    return about | {"question": "?", "references": [reference]} | made
+
+
+@pytest.fixture
+def table() -> pd.DataFrame:
+    rows = [
+        record("a", 1, "benchmark", "how_many", "571 km", base="571", full="571 km", lora="571 km"),
+        record("a", 2, "benchmark", "unanswerable", DECLINE, base="Anna Berg", full=DECLINE, lora="Berg"),
+        record("b", 1, "benchmark", "yes_no", "Yes", base="No", full="Yes", lora="Yes, it does."),
+        record("b", 3, "rule_made", "who", "Anna Berg", base="Anna Berg", full="Anna", lora="Anna Berg"),
+    ]
+    return score_records(rows, {"a": ARTICLE, "b": ARTICLE}, ("base", "full", "lora"))
+
+
+def test_score_table_keeps_slices_apart(table):
+    means = score_table(table).set_index(["slice", "variant", "score"])["mean"]
+    assert means["benchmark", "base", "f1"] == pytest.approx(2 / 9)  # 2/3, 0, 0
+    assert means["benchmark", "full", "f1"] == 1
+    assert means["benchmark", "lora", "f1"] == pytest.approx(0.5)  # 1, 0, 1/2
+    assert means["rule_made", "full", "f1"] == pytest.approx(2 / 3)
+    assert means["benchmark", "lora", "yes_no"] == means["rule_made", "lora", "stopped"] == 1
+    assert means["benchmark", "base", "perplexity"] == pytest.approx(math.exp(2))
+    assert math.isnan(means["rule_made", "base", "numbers_match"])
+
+
+def test_perplexity_over_tokens_and_over_questions():
+    rows = [record("a", 1, "benchmark", "who", "x", base="x"), record("b", 1, "benchmark", "who", "x", base="x")]
+    rows[0]["base"] |= {"nll": 200.0, "nll_tokens": 100}
+    rows[1]["base"] |= {"nll": 40.0, "nll_tokens": 10}
+    found = score_table(score_records(rows, {"a": ARTICLE, "b": ARTICLE}, ("base",))).set_index("score")
+    assert found["mean"]["perplexity"] == pytest.approx(math.exp(240 / 110))
+    assert found["mean"]["perplexity_per_question"] == pytest.approx(math.exp((2 + 4) / 2))
+    assert found["high"]["perplexity"] == pytest.approx(math.exp(4))
+
+
+def test_paired_table(table):
+    found = paired_table(table).set_index(["slice", "pair"])
+    row = found.loc["benchmark", "full - base"]
+    assert row["difference"] == pytest.approx(7 / 9) and row["wins"] == 3 and row["clusters"] == 2
+    assert found["p_holm"].between(0, 1).all() and (found["p_holm"] >= found["p"]).all()
+    assert list(found.index.get_level_values("pair")) == ["full - base", "lora - base", "full - lora"] * 2

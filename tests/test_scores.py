@@ -342,10 +342,10 @@ def test_swapping_the_sides_mirrors_the_result():
 
 def test_smallest_detectable_difference_is_found_in_four_of_five_evaluations():
     """12 articles, normal differences of sd 1: it is 3.08 / sqrt(12) = 0.89, where the t test's power is 0.80."""
-    draw, hits, runs = np.random.default_rng(11), 0, 400
+    draw, hits, runs = np.random.default_rng(11), 0, 200
     for _ in range(runs):
         hits += paired_difference(draw.normal(3.0769 / math.sqrt(12), 1, 12), np.zeros(12), range(12))["p"] <= 0.05
-    assert 0.74 <= hits / runs <= 0.86
+    assert 0.71 <= hits / runs <= 0.89
 
 
 def test_holm_by_hand():

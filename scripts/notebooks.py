@@ -24,7 +24,7 @@ def execute(notebook: Path, output: Path, parameters: dict) -> None:
     """Run one notebook with those of the parameters that it has, its prints shown as they come."""
     known = papermill.inspect_notebook(str(notebook))
     output.parent.mkdir(parents=True, exist_ok=True)
-    print(f"\n=== {notebook.name} -> {output.relative_to(ROOT)}", flush=True)
+    print(f"\n{notebook.name} -> {output.relative_to(ROOT)}", flush=True)
     try:
         papermill.execute_notebook(
             str(notebook),
@@ -75,7 +75,7 @@ def closing_words(out_dir: Path) -> None:
     results = json.loads((out_dir / "results.json").read_text(encoding="utf-8"))
     print(f"\nModel: {results['model']['name']} ({results['model']['revision']})")
     for variant, figures in results["variants"].items():
-        print(f"perplexity {variant:<7}{figures['rule_made']['perplexity']['value']:10.3f}")
+        print(f"perplexity {variant:<7}{figures['rule_made']['perplexity']['mean']:10.3f}")
     print("Files: " + ", ".join(results["files"]))
 
 

@@ -1,0 +1,117 @@
+"""Files that are broken, missing or cut in half: one clear error that names them, and nothing lost."""
+
+import json
+import os
+
+import pytest
+
+import bmwqa_utils as bq
+
+
+def write(folder, name, text):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(text, encoding="utf-8")
+
+
+def test_articles_come_back_as_written_sorted_by_id(corpus):
+    assert [article["id"] for article in bq.load_articles(corpus / "train")] == ["T0000001EN", "T0000002EN"]
+
+
+def test_empty_folder_says_which_notebook_fills_it(tmp_path):
+    with pytest.raises(ValueError, match="has no <id>.json. Run data_extraction.ipynb"):
+        bq.load_articles(tmp_path)
+
+
+def test_missing_folder_is_the_same_error(tmp_path):
+    with pytest.raises(ValueError, match="has no <id>.json"):
+        bq.load_articles(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"id": "T1"', "<html>", '"text"', "[]"])
+def test_not_a_json_object_names_the_file(corpus, text):
+    write(corpus / "train", "T0000009EN.json", text)
+    with pytest.raises(ValueError, match=r"T0000009EN\.json: (not JSON|found)"):
+        bq.load_articles(corpus / "train")
+
+
+def test_not_utf8_names_the_file_and_the_byte(corpus):
+    (corpus / "train" / "T0000009EN.json").write_bytes('{"id": "Nürburgring"}'.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"T0000009EN\.json: byte 9 is not UTF-8"):
+        bq.load_articles(corpus / "train")
+
+
+@pytest.mark.parametrize("key", bq.ARTICLE_KEYS)
+def test_missing_key_names_file_and_key(corpus, article, key):
+    write(corpus / "train", "T0000009EN.json", json.dumps({k: v for k, v in article.items() if k != key}))
+    with pytest.raises(ValueError, match=rf"T0000009EN\.json: the key '{key}' is missing"):
+        bq.load_articles(corpus / "train")
+
+
+def test_value_of_the_wrong_type_names_the_key(corpus, article):
+    write(corpus / "train", "T0000009EN.json", json.dumps(article | {"text": ["a", "b"]}))
+    with pytest.raises(ValueError, match="'text' is list, need a string"):
+        bq.load_articles(corpus / "train")
+
+
+@pytest.mark.parametrize("date", ["12.05.2025", "2025-13-01", ""])
+def test_a_date_that_is_not_iso_is_refused(corpus, article, date):
+    write(corpus / "train", "T0000009EN.json", json.dumps(article | {"id": "T0000009EN", "date": date}))
+    with pytest.raises(ValueError, match="need an ISO date like 2025-05-12"):
+        bq.load_articles(corpus / "train")
+
+
+def test_two_articles_with_one_id_are_refused(corpus, article):
+    write(corpus / "train", "copy.json", json.dumps(article))
+    with pytest.raises(ValueError, match="T0000001EN"):
+        bq.load_articles(corpus / "train")
+
+
+def test_an_article_in_train_and_eval_is_refused(corpus, article):
+    write(corpus / "eval", "T0000001EN.json", json.dumps(article))
+    with pytest.raises(ValueError, match="T0000001EN is in train and in eval"):
+        bq.load_corpus(corpus)
+
+
+def test_an_empty_body_is_left_out_and_counted(article):
+    reasons = bq.Counter()
+    assert bq.build_qa_pairs(article | {"text": " \n\n "}, reasons=reasons) == []
+    assert reasons == {"article: its text is empty": 1}
+
+
+def test_a_jsonl_line_cut_in_half_names_its_line(tmp_path):
+    path = tmp_path / "train.jsonl"
+    bq.write_jsonl(path, [{"a": 1}, {"a": 2}])
+    path.write_text(path.read_text()[:-4])
+    with pytest.raises(ValueError, match=r"train\.jsonl, line 2: not JSON"):
+        bq.read_jsonl(path)
+
+
+def test_rows_without_a_key_and_files_without_rows_are_refused(tmp_path):
+    bq.write_jsonl(tmp_path / "a.jsonl", [{"article_id": "T1"}])
+    bq.write_jsonl(tmp_path / "b.jsonl", [])
+    with pytest.raises(ValueError, match="line 1: the key 'kind' is missing"):
+        bq.load_rows(tmp_path / "a.jsonl")
+    with pytest.raises(ValueError, match="has no rows. Run data_processing_prompt.ipynb"):
+        bq.load_rows(tmp_path / "b.jsonl")
+    with pytest.raises(ValueError, match="is missing. Run the notebook before this one"):
+        bq.load_rows(tmp_path / "c.jsonl")
+
+
+def test_jsonl_keeps_line_separators_that_are_no_line_breaks(tmp_path):
+    rows = [{"text": "a\u2028b\x85c\rd\ne"}, {"text": "Nürburgring – “quote”"}]
+    bq.write_jsonl(tmp_path / "rows.jsonl", rows)
+    assert bq.read_jsonl(tmp_path / "rows.jsonl") == rows
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    bq.write_json(path, {"old": True})
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        bq.write_json(path, {"old": False})
+    assert json.loads(path.read_text()) == {"old": True}
+    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]

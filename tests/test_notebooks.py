@@ -1,0 +1,237 @@
+"""The notebooks: a static contract, and a real run of each with small parameters."""
+
+import ast
+import inspect
+import json
+import re
+import subprocess
+import sys
+
+import nbformat
+import papermill
+import pytest
+from peft import LoraConfig
+from transformers import Trainer, TrainingArguments
+
+import bmwqa_utils as bq
+
+NAMES = ["data_extraction.ipynb", "data_processing_prompt.ipynb", "training.ipynb"]
+NOTEBOOKS = [nbformat.read(bq.ROOT / name, as_version=4) for name in NAMES]
+each = pytest.mark.parametrize("notebook", NOTEBOOKS, ids=NAMES)
+
+
+def code(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def output_text(notebook):
+    parts = []
+    for cell in code(notebook):
+        for output in cell.outputs:
+            parts += [output.get("text", "")] + [
+                str(v) for k, v in output.get("data", {}).items() if k.startswith("text/")
+            ]
+    return "\n".join(parts)
+
+
+def definitions(source):
+    return {node.name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+
+
+@each
+def test_valid_python_and_no_magic(notebook):
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+    for cell in notebook.cells:
+        assert cell.cell_type in ("code", "markdown")
+        assert cell.source.strip()
+    for cell in code(notebook):
+        ast.parse(cell.source)
+        assert not re.search(r"^\s*[!%]", cell.source, re.M)
+
+
+@each
+def test_opens_with_what_a_reader_needs(notebook):
+    first = notebook.cells[0]
+    assert first.cell_type == "markdown"
+    assert len(re.findall(r"^# ", first.source, re.M)) == 1
+    for label in ("In:", "Out:", "Time:", "Network:"):
+        assert f"**{label}**" in first.source
+
+
+@each
+def test_one_short_parameters_cell(notebook):
+    (cell,) = [cell for cell in code(notebook) if "parameters" in cell.metadata.get("tags", [])]
+    assert len(cell.source.splitlines()) <= 25
+    for node in ast.parse(cell.source).body:
+        assert isinstance(node, ast.Assign)
+        assert node.targets[0].id.isupper()
+
+
+@each
+def test_committed_as_one_clean_run(notebook):
+    cells = code(notebook)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    for cell in cells:
+        for output in cell.outputs:
+            assert output.output_type != "error"
+            assert output.get("name") != "stderr", output.text
+        text = "".join(output.get("text", "") for output in cell.outputs)
+        assert len(text.splitlines()) <= 30, cell.source
+    assert any("image/png" in output.get("data", {}) for cell in cells for output in cell.outputs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_small_file(name):
+    assert (bq.ROOT / name).stat().st_size <= 300_000
+
+
+@each
+def test_no_path_of_a_machine_no_device_no_dead_code(notebook):
+    sources = "\n".join(cell.source for cell in code(notebook))
+    assert not re.search(r"['\"](/(home|root|Users|work|tmp)/|[A-Z]:\\)", sources)
+    assert not re.search(r"\b(cuda|mps|hf_[A-Za-z0-9]{20,})\b", sources)
+    assert "if False" not in sources
+    assert not re.search(r"^\s*#\s*\w+\(.*\)\s*$", sources, re.M)
+    assert "/work/" not in output_text(notebook) and "/root/" not in output_text(notebook)
+
+
+@each
+def test_every_decimal_in_the_prose_comes_from_an_output(notebook):
+    """A number that a person typed goes stale; links, versions and code are no measurements."""
+    shown = output_text(notebook) + "\n".join(cell.source for cell in code(notebook))
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            prose = re.sub(r"`[^`]*`|\]\([^)]*\)|[A-Za-z]+\d+\.\d+\S*|^#+ .*", "", cell.source, flags=re.M)
+            for number in re.findall(r"\d+\.\d+", prose):
+                assert number in shown, f"{number} in: {cell.source}"
+
+
+def test_nothing_is_defined_twice():
+    owners = {}
+    modules = [path for path in bq.ROOT.glob("*.py")]
+    sources = {path.name: path.read_text(encoding="utf-8") for path in modules}
+    sources |= {
+        name: "\n".join(cell.source for cell in code(notebook)) for name, notebook in zip(NAMES, NOTEBOOKS, strict=True)
+    }
+    for name, source in sources.items():
+        for defined in definitions(source) - {"__init__", "__enter__", "__exit__"}:
+            assert owners.setdefault(defined, name) == name, f"{defined} is in {name} and in {owners[defined]}"
+
+
+def test_keywords_of_the_libraries_exist():
+    """An argument that a library has renamed should fail here, not after minutes of training."""
+    known = {
+        "TrainingArguments": inspect.signature(TrainingArguments).parameters,
+        "Trainer": inspect.signature(Trainer.__init__).parameters,
+        "LoraConfig": inspect.signature(LoraConfig).parameters,
+    }
+    found = set()
+    for notebook in NOTEBOOKS:
+        for cell in code(notebook):
+            for call in ast.walk(ast.parse(cell.source)):
+                if isinstance(call, ast.Call) and getattr(call.func, "id", "") in known:
+                    found.add(call.func.id)
+                    for keyword in call.keywords:
+                        assert keyword.arg is None or keyword.arg in known[call.func.id], keyword.arg
+    assert found == set(known)
+
+
+def run(name, folder, **parameters):
+    """Execute a notebook as `make run` does and return what it printed."""
+    output = folder / name
+    papermill.execute_notebook(
+        str(bq.ROOT / name), str(output), parameters, kernel_name="python3", cwd=str(bq.ROOT), progress_bar=False
+    )
+    return output_text(nbformat.read(output, as_version=4))
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory, tiny_model_folder):
+    """Pairs of the sample corpus, then three steps of each training and the whole evaluation, on the tiny model."""
+    folder = tmp_path_factory.mktemp("run")
+    pairs = run(
+        "data_processing_prompt.ipynb", folder, ARTICLES_DIR="data/sample", PROCESSED_DIR=str(folder / "processed")
+    )
+    parameters = dict(
+        MODEL=str(tiny_model_folder),
+        PROCESSED_DIR=str(folder / "processed"),
+        OUT_DIR=str(folder),
+        MAX_STEPS=3,
+        MAX_NEW_TOKENS=4,
+    )
+    training = run("training.ipynb", folder, **parameters)
+    return folder, parameters, pairs, training
+
+
+def test_pairs_say_which_corpus_and_what_was_left_out(small_run):
+    folder, _, pairs, _ = small_run
+    assert "Corpus: data/sample" in pairs
+    assert "Fiction, written for bmwqa" in pairs
+    rows = bq.load_rows(folder / "processed" / "train.jsonl")
+    assert len({row["article_id"] for row in rows}) == 60
+    for row in rows:
+        assert row["prompt"] == bq.format_prompt(row["context"], row["question"])
+        if row["evidence"] and row["kind"] != "yes_no":
+            assert row["context"][slice(*row["evidence"])] == row["answer"]
+
+
+def test_training_leaves_whole_models_and_their_losses(small_run):
+    folder, _, _, printed = small_run
+    assert "same losses as separate rows" in printed
+    for variant in ("tiny_full_ft", "tiny_lora"):
+        training = json.loads((folder / variant / "training.json").read_text())
+        assert len(training["losses"]) == len(training["articles"]) == 3
+        bq.load_model(folder / variant)
+    assert not list((folder / "runs").glob("*/checkpoint-*"))
+
+
+def test_results_hold_what_the_page_shows(small_run):
+    folder, _, _, _ = small_run
+    results = json.loads((folder / "results.json").read_text())
+    lines = bq.read_jsonl(folder / "eval_generations.jsonl")
+    assert results["model"]["revision"] == "local folder"
+    for variant in ("base", "full", "lora"):
+        nll = [line[variant]["nll"] for line in lines if line["slice"] == "rule_made"]
+        tokens = [line[variant]["nll_tokens"] for line in lines if line["slice"] == "rule_made"]
+        assert results["variants"][variant]["rule_made"]["perplexity"]["mean"] == pytest.approx(
+            2.718281828459045 ** (sum(nll) / sum(tokens)), rel=1e-9
+        )
+        assert all({"answer", "stopped"} <= line[variant].keys() for line in lines)
+
+
+def notebooks(*arguments):
+    """scripts/notebooks.py, which the make targets call, in a process of its own."""
+    command = [sys.executable, "scripts/notebooks.py", *arguments]
+    return subprocess.run(command, cwd=bq.ROOT, capture_output=True, text=True)
+
+
+def options(parameters):
+    return [word for name, value in parameters.items() for word in ("-p", name, str(value))]
+
+
+def test_evaluation_alone_in_a_fresh_kernel_rebuilds_its_files(small_run):
+    folder, parameters, _, _ = small_run
+    before = {name: (folder / name).read_bytes() for name in ("eval_generations.jsonl", "results.json")}
+    for name in before:
+        (folder / name).unlink()
+    done = notebooks("evaluate", *options(parameters))
+    assert done.returncode == 0, done.stderr
+    assert (folder / "eval_generations.jsonl").read_bytes() == before["eval_generations.jsonl"]
+    assert (
+        json.loads((folder / "results.json").read_bytes())["variants"] == json.loads(before["results.json"])["variants"]
+    )
+    assert "perplexity base" in done.stdout
+
+
+def test_evaluation_without_models_says_what_to_do(tmp_path, small_run):
+    _, parameters, _, _ = small_run
+    done = notebooks("evaluate", *options(parameters | {"OUT_DIR": str(tmp_path)}))
+    assert done.returncode == 1
+    assert re.search(r"tiny_full_ft\S* is missing\. ", done.stderr)
+
+
+def test_an_unknown_parameter_is_refused_with_those_there_are():
+    done = notebooks("run", "-p", "MAX_STEP", "2")
+    assert done.returncode == 1
+    assert "No notebook has the parameter MAX_STEP. There are:" in done.stderr

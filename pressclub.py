@@ -311,7 +311,8 @@ _CONTACT = re.compile(
     re.I,
 )
 _REACH = re.compile(
-    r"\b(phone|tel|telephone|mobile|fax)\b\.?:? ?\+?[(\d]|[\w.+-]+@[\w-]+\.\w|^(media |press )?website:", re.I
+    r"\b(phone|tel|telephone|mobile|fax)\b\.?:? ?\+?[(\d]|[\w.+-]+@[\w-]+\.\w|^(media |press )?(website|internet):",
+    re.I,
 )
 _SOCIAL = re.compile(r"(linkedin|youtube|instagram|facebook|x|twitter|tiktok|threads) ?: ?\S*[./@]\S*$", re.I)
 _URL = re.compile(r"(https?://|www\.)\S+$", re.I)

@@ -1,7 +1,7 @@
 """A local PressClub for tests and for trying things out: its pages, paging, quirks and faults, with fictional articles.
 
 `python tests/pressclub_site.py --port 8765` serves the sample corpus and one page for each odd shape of the real site.
-With `--run COMMAND` it serves while the command runs, then stops. The articles are fiction (see data/README.md).
+The articles are fiction (see data/README.md).
 """
 
 import argparse
@@ -9,12 +9,11 @@ import html
 import json
 import re
 import socket
-import subprocess
-import sys
 import textwrap
 import threading
 import time
 from collections import defaultdict
+from contextlib import suppress
 from datetime import date, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -383,22 +382,19 @@ class _Handler(BaseHTTPRequestHandler):
             self.site.bytes_sent += 1_000_000
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--port", type=int, default=8765)
-    parser.add_argument("--filler", type=int, default=0, help="so many plain articles more")
-    parser.add_argument("--run", help="a shell command to run while the site is up; then the site stops")
-    options = parser.parse_args()
-    articles = sample_articles()
-    with PressClub(articles + odd_articles() + filler_articles(options.filler), options.port) as site:
-        if options.run:
-            return subprocess.run(options.run, shell=True).returncode
+    port = parser.parse_args().port
+    with PressClub(sample_articles() + odd_articles(), port) as site:
         print(f"The local PressClub: {site.url}/article, {len(site.listing)} fictional articles. Ctrl+C stops it.")
-        try:
+        print(
+            "Fetch them: papermill data_extraction.ipynb runs/data_extraction.ipynb -f tests/local_site.yaml",
+            flush=True,
+        )
+        with suppress(KeyboardInterrupt):
             threading.Event().wait()
-        except KeyboardInterrupt:
-            return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

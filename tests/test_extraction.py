@@ -14,6 +14,7 @@ from contextlib import suppress
 from datetime import date
 from pathlib import Path
 
+import nbformat
 import papermill
 import psutil
 import pytest
@@ -79,6 +80,7 @@ def whole_run(tmp_path_factory):
             kernel_name="python3",
             cwd=str(NOTEBOOK.parent),
             progress_bar=False,
+            coalesce_streams=True,
         )
         yield site, raw, time.monotonic() - started
         assert not elsewhere.log, "another host was contacted"
@@ -89,6 +91,14 @@ def test_246_articles_in_a_minute(whole_run):
     assert len(load_articles(raw / "train")) == 246 - 12
     assert len(load_articles(raw / "eval")) == 12
     assert seconds < 60
+
+
+def test_a_run_prints_no_more_than_a_page_and_no_errors(whole_run):
+    _, raw, _ = whole_run
+    for cell in nbformat.read(raw / "out.ipynb", as_version=4).cells:
+        for output in cell.get("outputs", []):
+            assert output.get("name", "stdout") == "stdout", output.text
+            assert len(output.get("text", "").splitlines()) <= 30
 
 
 def test_every_sample_article_comes_through_its_page(whole_run):
@@ -222,15 +232,12 @@ def test_a_site_that_is_down_is_not_hammered(site, monkeypatch):
 # Faults of the listing and of Chrome
 
 
-def found_by_chrome(site: PressClub, raw: Path, **others) -> int:
-    """How many ids the cells up to Chrome's last one give."""
-    return len(run_cells(parameters(site, raw, **others), until="Chrome found")["found"])
-
-
 def test_a_drawer_that_kills_the_button(site, tmp_path):
     site.blocking = True
-    assert found_by_chrome(site, tmp_path, TARGET=60) >= 58
-    assert site.asked("?page=") and not site.asked("article?page=")
+    names = run_cells(parameters(site, tmp_path, TARGET=60, DELAY=0.2), until="Chrome found")
+    assert len(names["for_training"](names["found"])) >= 58
+    asked = [seconds for seconds, path in site.log if "favicon" not in path]
+    assert min(later - earlier for earlier, later in zip(asked, asked[1:], strict=False)) >= 0.2
 
 
 @pytest.mark.parametrize("trait", [{"button": False, "scrolling": False}, {"fragments": 1}, {"consent": False}])
@@ -307,7 +314,7 @@ def test_a_driver_of_another_version_is_not_used(site, tmp_path, monkeypatch):
     old.write_text("#!/bin/sh\necho ChromeDriver 99.0.1\n")
     old.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    names["ChromeDriverManager"] = lambda: type("Manager", (), {"install": lambda self: "downloaded"})()
+    names["ChromeDriverManager"] = lambda chrome_type: type("Manager", (), {"install": lambda self: "downloaded"})()
     assert names["browser_and_driver"]() == (browser, "downloaded")
 
 
@@ -370,7 +377,7 @@ def test_what_was_there_stays(site, tmp_path, capsys):
         (tmp_path / "train" / name).write_text(text)
     run_cells(parameters(site, tmp_path, TARGET=10, EVAL_IDS=[moved]))
     said = capsys.readouterr().out
-    assert f"broken: {broken}.json" in said and "1 left over" in said and f"{moved} moved" in said
+    assert f"fetched again: {broken}.json" in said and "killed run: 1" in said and f"{moved} moved" in said
     assert {name: (tmp_path / "train" / name).read_text() for name in kept} == kept
     assert json.loads((tmp_path / "eval" / f"{moved}.json").read_text())["text"] == "Mine."
     assert not (tmp_path / "train" / f"{moved}.json").exists() and not site.asked(moved) and not site.asked(whole)

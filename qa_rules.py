@@ -1,110 +1,630 @@
 """The rules that turn a press article into question-answer pairs, without a language model.
 
-An answer is a span of the article's context, so a reader can check it: `context[start:end] == answer`.
+One function a kind, each with an example. An answer is a span of the article's context, so a reader can check it:
+`context[start:end] == answer`. How a sentence is read and turned into a question is in `qa_sentences`.
+`python qa_rules.py --sample 150 --seed 7 [FOLDER]` prints pairs to read, one a line.
 """
 
+import argparse
+import json
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from datetime import date
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
-from nltk.tokenize.punkt import PunktSentenceTokenizer, PunktTrainer
+from nltk.tokenize.punkt import PunktSentenceTokenizer
+
+from qa_sentences import (
+    ABOUT,
+    ANY_FINITE,
+    BE,
+    BOUNDARY,
+    CAPITAL,
+    CLOCK,
+    DATE,
+    DIGITS,
+    ENUMERATION,
+    FINITE,
+    HAVE,
+    MODAL,
+    MONTH,
+    MONTHS,
+    NAME,
+    NO_NAME,
+    NO_SUBJECT,
+    NOT_PROSE,
+    NUMBER,
+    OFFICE,
+    ROLE,
+    SAYS,
+    UNCLEAR,
+    UNIT,
+    WORDS,
+    YEAR,
+    Page,
+    Span,
+    article_context,
+    ask,
+    is_clear,
+    is_person,
+    is_plural,
+    is_prose,
+    read_page,
+    split_names,
+    subject_of,
+    tidy,
+    told,
+    train_splitter,
+)
+
+__all__ = ["KINDS", "ORIGINAL_KINDS", "UNANSWERABLE", "article_context", "find_pairs", "train_splitter"]
 
 ORIGINAL_KINDS = ("title", "date", "about")
-KINDS = ORIGINAL_KINDS
+KINDS = ORIGINAL_KINDS + (
+    "quote", "office", "person", "who", "where", "when", "figure", "why", "definition", "section", "list", "yes_no",
+    "unanswerable",
+)  # fmt: skip
 UNANSWERABLE = "The press release does not say."
-MONTHS = "January February March April May June July August September October November December".split()
-ABBREVIATIONS = "dr prof mr mrs ms st no nos ca approx incl excl max min vs etc jr sr co inc corp ltd e.g i.e".split()
+PER_SENTENCE = 2  # pairs that one sentence may give
+UNANSWERABLE_PAIRS = 3  # questions without an answer that an article may have
+OTHERS_READ = 2  # other articles that are asked for such questions
 
-Span = tuple[int, int]
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The context, its paragraphs and sentences
-
-
-def article_context(article: dict) -> str:
-    """What a model is given to read: the title, the date and the text.
-
-    >>> article_context({"title": " A title. ", "date": "2025-05-02", "text": "Munich. A text."})
-    'A title.\\n2 May 2025\\n\\nMunich. A text.'
-    """
-    return f"{article['title'].strip()}\n{written_date(article)}\n\n{article['text']}"
-
-
-def written_date(article: dict) -> str:
-    """The article's ISO date as people write it.
-
-    >>> written_date({"date": "2025-05-02"})
-    '2 May 2025'
-    """
-    day = date.fromisoformat(article["date"])
-    return f"{day.day} {MONTHS[day.month - 1]} {day.year}"
-
-
-def train_splitter(texts: Iterable[str]) -> PunktSentenceTokenizer:
-    """nltk's Punkt sentence splitter, trained on `texts` and told the abbreviations that press releases use.
-
-    >>> train_splitter([]).tokenize("Dr. Weber won at St. Moritz. He was 0.2 s ahead.")
-    ['Dr. Weber won at St. Moritz.', 'He was 0.2 s ahead.']
-    """
-    trainer = PunktTrainer()
-    for text in texts:
-        trainer.train(text, finalize=False)
-    trainer.finalize_training()
-    parameters = trainer.get_params()
-    parameters.abbrev_types.update(ABBREVIATIONS)
-    return PunktSentenceTokenizer(parameters)
-
-
-def paragraph_spans(context: str, start: int) -> list[Span]:
-    """The stripped paragraphs of `context` from `start` on.
-
-    >>> paragraph_spans("A title\\n1 May 2025\\n\\nOne.\\n \\n  Two.\\nlines ", 20)
-    [(20, 24), (29, 39)]
-    """
-    return [match.span() for match in re.compile(r"\S(?:(?!\n\s*\n).)*(?<=\S)", re.S).finditer(context, start)]
-
+Found = Iterator[tuple[str | tuple[str, ...], int, int]]  # a question or its phrasings, start and end of the answer
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The three original kinds
 
 ABOUT_LIMIT = 1500  # characters; an article in one single paragraph answers with its first sentences
-NOT_PROSE = re.compile(
-    r"\+\+\+|\t|^[*•]|^[-–] |^(ladies and|dear |check against|good (morning|afternoon|evening))"
-    r"|^(in (case|the event) of |if you have any |for (further|more) |press contact|media contact|contact)"
-    r"|\b(phone|telephone|tel|fax|mobile|e-?mail|instagram|linkedin|youtube|facebook|x)\.? ?:|\w@\w|^(https?://|www\.)"
-    r"|^[^.]{0,90}: ?(fuel|energy|electric|power)[^.]{0,20}consumption",
-    re.I,
-)
-SENTENCE_END = re.compile(r"[.!?…][\"”’“')\]*]*$")
-
-
-def is_prose(paragraph: str) -> bool:
-    """Whether a paragraph is running text: no heading, teaser, contact, list, table or footnote.
-
-    >>> [is_prose(text) for text in ("Rain at the start", "Phone: +49-89.", "Munich. The new plant opened on Monday.")]
-    [False, False, True]
-    """
-    return bool(SENTENCE_END.search(paragraph)) and len(paragraph.split()) >= 6 and not NOT_PROSE.search(paragraph)
-
-
-def about_span(context: str, paragraphs: Sequence[Span], splitter: PunktSentenceTokenizer) -> Span | None:
-    """The first real paragraph, or its first sentences where it is longer than ABOUT_LIMIT."""
-    for start, end in paragraphs:
-        if is_prose(context[start:end]):
-            if end - start <= ABOUT_LIMIT:
-                return start, end
-            ends = [stop for _, stop in splitter.span_tokenize(context[start:end])]
-            return start, start + max([stop for stop in ends if stop <= ABOUT_LIMIT], default=ends[0])
-    return None
-
-
 QUESTIONS = {
     "title": ("What is the title of the press release?", "What is the headline of this article?"),
     "date": ("When was the press release published?", "What is the date of this press release?"),
     "about": ("What is this press release about?", "What does the article report?"),
 }
+
+
+def original(page: Page, kind: str, splitter: PunktSentenceTokenizer) -> Span | None:
+    """The title, the date, or the first real paragraph (its first sentences where it is longer than ABOUT_LIMIT)."""
+    if kind == "title":
+        return (0, len(page.title)) if page.title else None
+    if kind == "date":
+        return len(page.title) + 1, page.start - 2
+    for start, end in page.paragraphs:
+        if is_prose(page.context[start:end]):
+            ends = [stop for _, stop in splitter.span_tokenize(page.context[start:end])]
+            return start, start + max([stop for stop in ends if stop <= ABOUT_LIMIT], default=ends[0])
+    return None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# People
+
+
+def quote(page: Page) -> Found:
+    """Who said a quoted sentence.
+
+    >>> show("quote", "Munich. “We are very proud of the new plant,” says Anna Berg, Head of Sales.")
+    Who said: “We are very proud of the new plant”? -> Anna Berg
+    """
+    after = re.compile(rf"[“\"„]([^“”\"„]+)[”\"“] (?:(?:{SAYS}) ({NAME})|({NAME}) (?:{SAYS}))(?!\w)")
+    before = re.compile(rf"({NAME})(?: \([^()]*\)| (?:{SAYS})|, {OFFICE})?: [“\"„]([^“”\"„]+)[”\"“]")
+    signed = re.compile(rf"[“\"„]([^“”\"„]{{60,}})[”\"“] ({NAME}), {ROLE}")
+    for pattern, words in ((after, 1), (before, 2), (signed, 1)):
+        for match in pattern.finditer(page.plain, page.start):
+            name = match.span(1 if words == 2 else 2 if match[2] else 3)
+            for sentence in re.split(r"(?<=[.!?])\s", match[words]):
+                said = f"“{sentence.strip(' ,.–')}”"
+                if 5 <= len(said.split()) <= 25 and not NO_NAME.search(page.plain[slice(*name)]):
+                    yield (f"Who said: {said}?", f"Who is quoted as saying {said}?", f"Whose words are {said}?"), *name
+
+
+def offices(page: Page) -> list[re.Match]:
+    """(name), (office) for each person who holds one office, and each office that one person holds."""
+    found = re.compile(rf"({NAME})(?:, | \()({OFFICE})").finditer(page.plain, page.start)
+    pairs = {(match[1].split()[-1], match[2]): match for match in found if not NO_NAME.search(match[1])}
+    names, held = (Counter(pair[place] for pair in pairs) for place in (0, 1))
+    return [match for (name, title), match in pairs.items() if " " in title and names[name] == held[title] == 1]
+
+
+def the(title: str) -> str:
+    """An office with its article: the("Head of Sales") is "the Head of Sales"."""
+    return f"the {title}" if re.match(r"(?!Member)[\w ]+? (?:of|for) ", title) else title
+
+
+def office(page: Page) -> Found:
+    """What office a named person holds.
+
+    >>> show("office", "Munich. “We are very proud of the new plant,” says Anna Berg, Head of Sales.")
+    What is Anna Berg’s position? -> Head of Sales
+    """
+    for match in offices(page):
+        name = match[1]
+        asked = f"What is {name}’s position?", f"What office does {name} hold?", f"What is the role of {name}?"
+        yield asked, *match.span(2)
+
+
+def person(page: Page) -> Found:
+    """Who holds an office.
+
+    >>> show("person", "Munich. “We are very proud of the new plant,” says Anna Berg, Head of Sales.")
+    Who is the Head of Sales? -> Anna Berg
+    """
+    for match in offices(page):
+        title = the(match[2])
+        if len(title.split()) > 2 and (not title.startswith("Member") or "," in title):
+            asked = f"Who is {title}?", f"Who is named as {title}?", f"Who holds the office of {match[2]}?"
+            yield asked, *match.span(1)
+
+
+TEAM = re.compile(rf"(?:The )?(?:{CAPITAL} )*(?:Racing|Motorsport|Team|GmbH|AG|Group(?! Plant))(?: {CAPITAL})*")
+BY = re.compile(rf" by ((?:the )?{CAPITAL}(?: (?:{CAPITAL}|&|of|and))*)(?= (?:in|for|under|at|on|with)\b| *$)")
+PRONOUN = re.compile(r"\b(?:this|that|these|those|it|he|she|they|we|our|me|my|I|his|her|here|there|you|your)\b", re.I)
+
+
+def who(page: Page) -> Found:
+    """Which person or team does something, or has it done by them.
+
+    >>> show("who", "Munich. Anna Berg (GER) won the Hill Race in Garmisch. The plant in Ulm was designed by Leo Kurz.")
+    Who won the Hill Race in Garmisch? -> Anna Berg (GER)
+    By whom was the plant in Ulm designed? -> Leo Kurz
+    """
+    for clause in page.clauses:
+        start, end = clause.subject
+        names = re.sub(r"^(?:[A-Z]?[a-z-]+ )+(?=[A-Z])", "", page.flat[start:end])
+        if TEAM.fullmatch(page.flat[start:end]) or all(is_person(name, page.people) for name in split_names(names)):
+            one = {"are": "is", "were": "was", "have": "has"}.get(clause.aux, "")
+            rest = told(page, clause, clause.verb[0] + (len(clause.aux) if one else 0))
+            nation = re.match(r"\s\([A-Z]{3}\)", page.plain[end:])
+            if re.search(r"\s[A-Z]|\b\d{4}\b", rest) and clause.aux != "do" and not PRONOUN.search(rest):
+                yield f"Who {one + ' ' if one else ''}{rest}", start, end + (nation.end() if nation else 0)
+        elif clause.aux in BE + HAVE + MODAL and is_clear(page, clause) and (by := BY.search(page.flat, *clause.rest)):
+            yield ask(page, clause, "By whom", by.span()), *by.span(1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Place, time and reason
+
+HAPPENS = re.compile(
+    r"\b(?:held|shown|open|start|begin|live|located|born|take|run|celebrate|work|appear|meet|hosted|cast|view|set|stand|made"
+    r"|finish|end|won|win|build|built|seen|spend|grow|race)\b"
+    r"|(?:be |been |^)(?!finish|paint|upholst|cover|coat|trim|pric)\w+ed\b"
+)
+TIME = rf"on|from|until|since|between|in {DATE}|in {MONTH}|at \d\S*"
+PLACE = re.compile(
+    rf" (?:in|at|near) (?!{DATE}|{MONTH}|\w+day|\d|more|about)"
+    rf"((?:(?!(?:for|with|by|to|as|during|over|after|{TIME})\b)\S+ )*?(?:(?!for|with|by)\S)+)(?= (?:{TIME})\b| *$)"
+)
+NO_PLACE = re.compile(
+    r"class|categor|championship|segment|series|league|cup\b|trophy|masters|prix|race|round|version|season|field|english"
+    r"|german\b|colou?r|time|market|\bgt|line with|addition|form\b|formula|cooperation|collaboration|cycle|white"
+    r"|metallic|gr[ae]y\b|shade|action|superbike|accordance|charge|view|\band (?:in|around)\b|course of|moment|lap\b"
+    r"|year|month|week|day\b|" + MONTH.lower()
+)
+WHEN = re.compile(
+    rf"\b(?:(?:[Ff]rom|[Bb]etween)\s(?:{DATE}|\d\d?)\s(?:to|until|and)\s{DATE}|(?:[Ii]n|[Oo]n)\s(?P<day>{DATE}{CLOCK}))"
+    r"(?!\s[a-z]+s\b)"
+)
+REASON = re.compile(
+    r",? ((?:because|in order to|due to|thanks to|owing to) "
+    rf"(?:(?!, (?:and|but|which|who|while)| and (?:{ANY_FINITE})\b)[^;:–])+)"
+)
+
+
+def is_double(rest: str) -> bool:
+    """Whether a second place, day or figure follows: is_double(" and in June")."""
+    return bool(re.search(rf" (?:and|or) (?:(?:in|on|at|from) |(?:\w+ )?€?{NUMBER}|$)", rest + " "))
+
+
+def where(page: Page) -> Found:
+    """Where an event in the text takes place.
+
+    >>> show("where", "Munich. The Hill Race will be held in Garmisch on 3 May. Berg Racing, based in Ulm, is new.")
+    Where will the Hill Race be held on 3 May? -> Garmisch
+    Where is Berg Racing based? -> Ulm
+    """
+    seat = re.compile(rf"({CAPITAL}(?: {CAPITAL})*), (based|located) in ((?:the )?{CAPITAL}(?: {CAPITAL})*)")
+    for match in seat.finditer(page.plain, page.start):
+        yield f"Where is {match[1]} {match[2]}?", *match.span(3)
+    for clause in filter(lambda clause: is_clear(page, clause), page.clauses):
+        happens = HAPPENS.search(clause.base + page.flat[clause.rest[0] : clause.rest[0] + 6])
+        match = PLACE.search(page.flat, *clause.rest)
+        if match and happens and re.search("[A-Z]", match[1]) and not NO_PLACE.search(match[1].lower()):
+            if not re.search(r"\b(?:in|at|near)\b (?!\d|[A-Z][a-z]+ \d{4})", page.flat[match.end() : clause.rest[1]]):
+                yield ask(page, clause, "Where", match.span()), *match.span(1)
+        elif (match := re.fullmatch(rf"(?:In|At) ({CAPITAL}(?:[ ‚]+{CAPITAL})*)", clause.lead)) and not (
+            WHEN.match(clause.lead) or NO_PLACE.search(match[1].lower())
+        ):
+            start = page.flat.index(clause.lead, clause.sentence[0])
+            yield ask(page, replace(clause, lead=""), "Where"), start + match.start(1), start + match.end(1)
+
+
+def when(page: Page) -> Found:
+    """When something in the text happens.
+
+    >>> show("when", "Munich. The Hill Race will be held in Garmisch on 3 May. In 2024, Anna Berg won the race.")
+    When will the Hill Race be held in Garmisch? -> 3 May
+    When did Anna Berg win the race? -> 2024
+    """
+    for clause in filter(lambda clause: is_clear(page, clause), page.clauses):
+        found = list(WHEN.finditer(page.flat, *clause.rest))
+        is_something = clause.base in ("", "be") and re.match(r" (?:the|an?) ", page.flat[clause.rest[0] :])
+        if not found and not is_something and (match := WHEN.fullmatch(clause.lead)):
+            start, group = page.flat.index(clause.lead, clause.sentence[0]), "day" if match["day"] else 0
+            yield ask(page, replace(clause, lead=""), "When"), start + match.start(group), start + match.end(group)
+        elif len(found) == 1 and not is_something and not WHEN.match(clause.lead):
+            if not is_double(page.flat[found[0].end() : clause.rest[1]]):
+                yield ask(page, clause, "When", found[0].span()), *found[0].span("day" if found[0]["day"] else 0)
+
+
+def why(page: Page) -> Found:
+    """Why something in the text is so.
+
+    >>> show("why", "Munich. The Hill Race was cancelled due to weather conditions.")
+    Why was the Hill Race cancelled? -> due to weather conditions
+    """
+    for clause in filter(lambda clause: is_clear(page, clause), page.clauses):
+        start, end = clause.rest
+        match = REASON.search(page.flat, start, clause.sentence[1] - 1)
+        if match and not re.search(rf"[,;:–]| and (?:{ANY_FINITE})\b", page.flat[start : match.start()]):
+            if len(match[1].split()) > 2 and not PRONOUN.search(match[1]):
+                yield ask(page, replace(clause, rest=(start, min(match.start(), end))), "Why"), *match.span(1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Figures
+
+COUNT = re.compile(
+    rf"({ABOUT}(?!{YEAR}){NUMBER})(?! (?:to|and|per|of|million|billion)\b) (?!{UNIT})"
+    r"((?:(?!of|in|and|the|to|a|per|for|with|at|on|from|through|by|as|into|after|or)[a-zA-ZÀ-ÿ-]+ ){0,3}?"
+    r"(?:[a-zà-ÿ-]+[^s\W]s(?<!was|has| is)|people|women|men|children)\b)"
+)
+AMOUNT = re.compile(
+    rf"({ABOUT}(?:{NUMBER} ?{UNIT}|€ ?{DIGITS}(?: [mb]illion)?)(?: per (?:cent|person|child|month|year))?)"
+    r"(?![\w%]|[.,]\d| (?:[mb]illion|to|of|per)\b)"
+)
+BY_AMOUNT = re.compile(rf"by {AMOUNT.pattern}")
+OF_AMOUNT = re.compile(
+    rf"(?:an?|the) ((?:(?!(?:an?|the|with|in|of|to|and|from|for|at|by)\b)[a-zA-Z-]+ ){{1,3}})of {AMOUNT.pattern}"
+)
+LONG = re.compile(r" (long|wide|high|tall|heavy|thick|deep|away|old)\b")
+HOW_MUCH = {"cost": "How much", "weigh": "How much", "last": "How long", "take": "How long"}
+VAGUE = re.compile(
+    r"\b(?:times|things|ways|others?|parts|years?|days|hours|weeks|months|minutes|members|per|total|further|more|additional"
+    r"|new|steps|points|ones|kinds|types|sides|cases|areas|reasons|thirds|quarters|first|last|next|previous|million|region"
+    r"|plus|advantage|distance|saving|guarantees|thus|that|who|which|than|at)\b"
+)
+
+
+def figure(page: Page) -> Found:
+    """How many, how much, how long, how far: figures with what they count.
+
+    >>> show("figure", "Munich. The plant in Leipzig has around 5,300 employees. Tickets cost 12 euros.")
+    How many employees does the plant in Leipzig have? -> around 5,300
+    How much do tickets cost? -> 12 euros
+    """
+    for clause in page.clauses:
+        flat, (start, end), is_simple = page.flat, clause.subject, clause.aux in BE and not clause.base
+        start += len("A total of ") if flat.startswith("A total of ", start) else 0
+        if is_double(flat[start : clause.rest[1]]):
+            continue
+        if (match := COUNT.match(flat, start, end)) and not PRONOUN.search(told(page, clause, match.start(2))):
+            yield f"How many {told(page, clause, match.start(2))}", *match.span(1)
+        rest = clause.rest[0] + (flat[clause.rest[0]] == " "), clause.rest[1]
+        if not is_clear(page, clause):
+            continue
+        if match := COUNT.match(flat, *rest):
+            if not is_simple and not re.match(r" (?:of|and) ", flat[match.end() :]):
+                yield ask(page, clause, f"How many {match[2]}", match.span()), *match.span(1)
+        elif match := AMOUNT.match(flat, *rest):
+            if clause.base in HOW_MUCH:
+                yield ask(page, clause, HOW_MUCH[clause.base], match.span()), *match.span(1)
+            elif clause.base in ("total", "reach"):
+                be = ("is", "are", "was", "were")[2 * (clause.aux == "did") + is_plural(flat[start:end])]
+                yield ask(page, replace(clause, aux=be, base=""), "How high", match.span()), *match.span(1)
+            elif is_simple and (long := LONG.match(flat, match.end())):
+                how = "How " + long[1].replace("away", "far away")
+                yield ask(page, clause, how, (match.start(), long.end())), *match.span(1)
+            elif is_simple and flat.startswith("The ", start):
+                yield ask(page, clause, "What", match.span()), *match.span(1)
+        elif (match := OF_AMOUNT.match(flat, *rest)) and clause.base:
+            yield ask(page, clause, f"What {match[1]}", match.span()), *match.span(2)
+        elif match := BY_AMOUNT.match(flat, *rest):
+            yield ask(page, clause, "By how much", match.span()), *match.span(1)
+
+
+def mentioned(page: Page) -> Found:
+    """Figures wherever they stand, when nothing else in the article is counted or measured by the same word.
+
+    >>> show("mentioned", "Munich. There, in front of 74,000 spectators, they rode bikes with an output of 48 hp.")
+    How many spectators does the press release mention? -> 74,000
+    What output does the press release give? -> 48 hp
+    """
+    counted = "How many {} does the press release mention?", "How many {} are mentioned?"
+    measured = "What {} does the press release give?", "What {} is mentioned?", "Which {} does the article state?"
+    for pattern, asked, number, word in ((COUNT, counted, 1, 2), (OF_AMOUNT, measured, 2, 1)):
+        for match in (match for span in page.sentences for match in pattern.finditer(page.flat, *span)):
+            words = match[word].strip()
+            *others, last = words.split()
+            small = number == 1 and (not re.search(r"\d\d", match[1]) or re.match(" and ", page.flat[match.end() :]))
+            once = len(re.findall(rf"\b{re.escape(last)}\b", page.plain)) == 1
+            if once and not small and words.islower() and not VAGUE.search(words) and not set(others) & FINITE.keys():
+                yield tuple(question.format(words) for question in asked), *match.span(number)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Definitions, sections and lists
+
+IS_A = re.compile(r" ((?:an?|the|one of|home to) [^,;:–]{12,200}?)(?:$|,|[;:]| [–] | and (?:is|was|has|will|are)\b)")
+APPOSED = re.compile(rf"\b({CAPITAL}(?: {CAPITAL})+), (an? [a-z][^,.;:–()“”]{{12,90}})(?=[,.])")
+ABBREVIATION = re.compile(rf"((?:{CAPITAL} )+)\(([A-Z]{{2,6}})\)")
+NAMED_THING = re.compile(rf"(?:The (?:[a-z]+ )?)?{CAPITAL}(?: (?:{CAPITAL}|\d+|of|and|the))+")
+ROLE_OF = re.compile(r"The (?!result|reason|goal|aim|next|first|second|third)[a-z]")
+BULLET = re.compile(r"(?:^|\n)[ \t]*[-–•] +(\S[^\n]*?)\.?[ \t]*(?=\n|$)")
+SERIES = re.compile(r"[^,;:–]{3,40}(?:, [^,;:–]{3,40})+,? and [^,;:–]{3,60}")
+
+
+def definition(page: Page) -> Found:
+    """What something named is, and what an abbreviation stands for.
+
+    >>> show("definition", "Munich. Quiet Drive is a service for electric cars. The Easy Ride Clutch (ERC) is new.")
+    What is Quiet Drive? -> a service for electric cars
+    What does ERC stand for? -> Easy Ride Clutch
+    """
+    for match in ABBREVIATION.finditer(page.plain, page.start):
+        words, end = " ".join(match[1].split()[-len(match[2]) :]), match.end(1) - 1
+        if "".join(word[0] for word in words.split()) == match[2]:
+            yield (f"What does {match[2]} stand for?", f"What is {match[2]} short for?"), end - len(words), end
+    for match in APPOSED.finditer(page.plain, page.start):
+        listed = ENUMERATION.match(page.plain, match.end()) or page.plain[match.start() - 2] in ",&"
+        if not listed and not NO_SUBJECT.match(match[1]) and not set(match[2].split()) & FINITE.keys():
+            yield f"{'Who' if is_person(match[1], page.people) else 'Who or what'} is {match[1]}?", *match.span(2)
+    for clause in page.clauses:
+        match = IS_A.match(page.flat, clause.rest[0], clause.sentence[1] - 1)
+        if not match or clause.aux not in ("is", "are") or clause.base or clause.lead:
+            continue
+        if ENUMERATION.match(page.flat, match.end(1)) or UNCLEAR.search(match[1].replace(" that ", " ")):
+            continue
+        text, subject = page.flat[slice(*clause.subject)], subject_of(page, clause)
+        is_role = ROLE_OF.match(text) and is_clear(page, clause) and re.search(" [A-Z“]", match[1])
+        if NAMED_THING.fullmatch(text) or is_role and not match[1].startswith("one of"):
+            human = re.search(r"\b(?:director|winner|champion|driver|artist|designer|head)\b", subject)
+            wh = "Who" if human or is_person(subject, page.people) else "What"
+            yield f"{wh} {clause.aux} {subject}?", *match.span(1)
+
+
+def inner(text: str) -> str:
+    """Text to stand in quotation marks: its own become single ones."""
+    return tidy(text).replace("“", "‘").replace("”", "’").replace('"', "’").rstrip(":")
+
+
+def section(page: Page) -> Found:
+    r"""What a sub-heading's section says: its first sentence.
+
+    >>> show("section", "Rain at noon\n\nIt rained in Garmisch at noon. The race went on.")
+    How does the section “Rain at noon” begin? -> It rained in Garmisch at noon.
+    """
+    sentences = dict(page.sentences)
+    for (start, end), below in zip(page.paragraphs, page.paragraphs[1:], strict=False):
+        text, first = page.plain[start:end], (below[0], sentences.get(below[0], below[0]))
+        heading = 2 <= len(text.split()) <= 14 and not re.search(r"[.!…:,”]$", text) and not NOT_PROSE.search(text)
+        if heading and 5 <= len(page.plain[slice(*first)].split()) <= 40:
+            yield (f"How does the section “{inner(text)}” begin?", f"What does “{inner(text)}” say first?"), *first
+
+
+def listing(page: Page) -> Found:
+    r"""What a list names first or last, or says under one of its labels, and what a sentence enumerates.
+
+    >>> show("list", "The prices:\n\n- Day ticket: 12 euros\n\n- Annual pass: 39 euros")
+    What does the list “The prices” say about “Day ticket”? -> 12 euros
+    What does the list “The prices” say about “Annual pass”? -> 39 euros
+    """
+    heading, items = "", []
+    for start, end in [*page.paragraphs, (0, 0)]:
+        text = page.context[start:end]
+        if found := [(start + match.start(1), start + match.end(1)) for match in BULLET.finditer(text)]:
+            items += found
+            continue
+        labels = [re.match(r"([^:]{3,50}): +(?=\S)", page.context[a:b]) for a, b in items]
+        if heading and len(items) > 1 and all(labels):
+            for label, (a, b) in zip(labels, items, strict=True):
+                name = inner(label[1])
+                asked = (
+                    f"What does the list “{heading}” say about “{name}”?",
+                    f"Under “{heading}”, what is given for “{name}”?",
+                )
+                yield asked, a + label.end(), b
+        elif heading and len(items) > 1:
+            yield f"What comes first in the list “{heading}”?", *items[0]
+            yield f"What comes last in the list “{heading}”?", *items[-1]
+        heading = inner(text) if 1 < len(text.split()) <= 12 and not NOT_PROSE.search(text) else ""
+        items = []
+    for clause in page.clauses:
+        start, end = clause.rest[0] + 1, clause.sentence[1] - 1
+        series = SERIES.fullmatch(page.flat, start, end)
+        if series and clause.base in ("include", "comprise", "contain", "feature") and is_clear(page, clause):
+            if not BOUNDARY.search(series[0].replace(",", "").replace(" and ", " ")):
+                yield ask(page, clause, "What", clause.rest), start, end
+
+
+RULES = {
+    "quote": quote, "office": office, "person": person, "who": who, "where": where, "when": when, "figure": figure,
+    "why": why, "definition": definition, "section": section, "list": listing,
+}  # fmt: skip
+
+
+def show(kind: str, text: str) -> None:
+    """Print what one rule finds in a text, for the examples in this file."""
+    page = read_page({"title": "", "date": "2025-05-02", "text": text}, train_splitter([]))
+    for question, start, end in sorted(RULES.get(kind, mentioned)(page), key=lambda found: found[1]):
+        print(question if isinstance(question, str) else question[0], "->", page.context[start:end])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Questions whose answer is no span: yes or no, and what this article does not say
+
+
+SUPERLATIVE = re.compile(r"\b(?:first|last|only|most|least|best|[a-z]+est)\b")
+
+
+def yes_no(page: Page, others: Sequence[Page], rng: random.Random) -> Iterator[tuple[str, str, Span | None]]:
+    """(question, "Yes" or "No", what shows it): statements as they are, with another figure or month, and who is named.
+
+    >>> article = {"title": "", "date": "2025-05-02", "text": "The Hill Race starts on 3 May in Ulm."}
+    >>> for question, answer, _ in yes_no(read_page(article, train_splitter([])), [], random.Random(1)):
+    ...     print(question, answer)
+    Does the Hill Race start on 3 May in Ulm? Yes
+    Does the Hill Race start on 3 March in Ulm? No
+    """
+    for clause in filter(lambda clause: is_clear(page, clause), page.clauses):
+        question = ask(page, clause, "")
+        whole = len(page.flat[slice(*clause.rest)].split()) > 1 and not question.endswith((" the?", " of?", " in?"))
+        if re.match(" (?:that|who|which|where) ", page.flat[clause.rest[1] :]) and SUPERLATIVE.search(question):
+            continue  # "the first plant that …" is not the first plant
+        if whole and 6 <= len(question.split()) <= 24 and re.search(r"[A-Z0-9]", question[1:]):
+            if not PRONOUN.search(question):
+                yield question, "Yes", clause.sentence
+                if (false := falsify(question, rng)) != question:
+                    yield false, "No", clause.sentence
+    held = offices(page)
+    for match in held:
+        yield f"Is {match[1]} {the(match[2])}?", "Yes", match.span()
+        for other in rng.sample(held, min(len(held), 2)):
+            if other[2] not in match[2]:
+                yield f"Is {match[1]} {the(other[2])}?", "No", match.span()
+    for name in rng.sample(sorted(page.people), min(len(page.people), 1)):
+        start = page.plain.index(name, page.start)
+        yield f"Does the press release mention {name}?", "Yes", (start, start + len(name))
+    words = page.plain.lower()
+    strangers = sorted(name for other in others for name in other.people if name.split()[-1].lower() not in words)
+    for name in rng.sample(strangers, min(len(strangers), 1)):
+        yield f"Does the press release mention {name}?", "No", None
+
+
+def falsify(question: str, rng: random.Random) -> str:
+    """The question with another figure or month in place of its only one; unchanged where it has none, or several."""
+    months = re.findall(rf"\b{MONTH}\b", question)
+    if len(months) == 1:
+        return question.replace(months[0], rng.choice([month for month in MONTHS if month != months[0]]))
+    figures = rf"(?<![-#.,/\w])({DIGITS}|{'|'.join(WORDS)})(?= (?:million |billion )?(?:{UNIT}|[a-z]{{4,}}s\b))"
+    found = list(re.finditer(figures, question))
+    if len(found) != 1 or re.search(r"\b(?:more|less|fewer|over|least|up to|most|nearly|almost)\b", question):
+        return question
+    old = found[0][1]
+    place = WORDS.index(old) if old in WORDS else 0
+    near = WORDS[max(0, place - 3) : place + 4] if old in WORDS else [digit + old[1:] for digit in "123456789"]
+    new = rng.choice([word for word in near if word != old])
+    return question[: found[0].start()] + new + question[found[0].end() :]
+
+
+NAMED = {  # what an article may name
+    "product": r"\b(?:BMW|MINI) (?:iX?\d\b|X\d\b|M\d\b|XM\b|Z4\b|[1-8] Series\b|[A-Z] \d{3,4} [A-Z]+\b|M \d{4} [A-Z]+\b"
+    r"|Cooper\b|Countryman\b|Aceman\b)",
+    "plant": r"\b(?:BMW Group |MINI )?Plant [A-Z]\w+(?: [A-Z]\w+){0,2}|\bBMW (?:Welt|Museum)\b",
+    "firm": rf"\b(?!BMW|MINI)(?:{CAPITAL} ){{1,2}}(?:Racing|GmbH|Foundation|Club|Motorsport|Festival)\b",
+    "event": rf"\b(?!BMW [A-Z]\w* \d|The )(?:{CAPITAL} (?:\d+ )?)+(?:Race|Cup|Trophy|Hours|Masters|Grand Prix|Rally)\b",
+}
+ASKED = (  # without telling this about it: the question, and words one of which its answer would need
+    ("product", "How much does the {} cost?", "€|euro|price|cost|dollar|pound|chf"),
+    ("product", "What is the top speed of the {}?", "top speed|maximum speed|km/h|mph|limited to"),
+    ("product", "How much does the {} weigh?", "weigh|kg|kilogram|tonne|light"),
+    ("product", "In which plant is the {} built?", "plant|buil[dt]|produc|manufactur|assembl|factory|made"),
+    (
+        "product",
+        "How large is the luggage compartment of the {}?",
+        "luggage|boot|trunk|lit(?:re|er)|storage|compartment",
+    ),
+    ("product", "Who designed the {}?", "design"),
+    ("product", "How many units of the {} have been sold?", "sold|sales|sell|deliver|units|built|produced"),
+    (
+        "product",
+        "When will the {} be launched?",
+        "launch|market|available|deliver|order|sale|premier|debut|present|start",
+    ),
+    ("product", "What range does the {} have?", r"range|kilomet|km\b|miles"),
+    ("product", "How much power does the {} have?", r"power|hp\b|kw\b|output|ps\b"),
+    (
+        "product",
+        "Which colours is the {} available in?",
+        r"colou?r|paint|metallic|finish|black|white|red\b|blue|gr[ae]y",
+    ),
+    ("person", "How old is {}?", r"aged?\b|born|year-old|years old|birthday|\(\d\d\)|, \d\d,"),
+    ("person", "Where was {} born?", "born|native|grew up|birth|comes from|home|from "),
+    ("person", "What did {} study?", r"stud|degree|universit|graduat|doctor|engineer|dr\b"),
+    ("person", "How long has {} worked for the company?", "since|joined|years|career|appoint"),
+    ("person", "Where does {} live?", r"live|living|resident|\bhome"),
+    ("person", "Who held the position before {}?", "succe|predecessor|previous|former|replac|takes? over"),
+    ("plant", "How many people work at {}?", "employ|people|staff|workforce|worker|colleague|jobs|team"),
+    ("plant", "How large is the site of {} in square metres?", "square|hectare|m²|acre|area"),
+    ("plant", "When was {} opened?", "open|found|since|establish|inaugurat|built in|anniversary|history|start"),
+    ("plant", "How much has the BMW Group invested in {}?", "invest|euro|€|pound|dollar|million"),
+    ("plant", "How many visitors does {} have each year?", "visit|guest"),
+    ("plant", "Who is the director of {}?", "head|director|manage|lead|president|ceo"),
+    ("firm", "When was {} founded?", "found|since|establish|anniversary|history|years"),
+    ("firm", "How many employees does {} have?", "employ|people|staff|workforce|worker|members|jobs|team of"),
+    ("firm", "Who is the head of {}?", "head|director|manage|lead|principal|president|ceo|owner"),
+    ("firm", "Where is {} based?", "based|headquarter|home|locat|from "),
+    ("event", "How many spectators came to the {}?", "spectator|visitor|fans|audience|crowd|guest|attend|viewer"),
+    ("event", "How much does a ticket for the {} cost?", "ticket|admission|euro|€|free|price"),
+    (
+        "event",
+        "What was the weather like at the {}?",
+        "rain|weather|sun|dry|wet|degree|wind|storm|cloud|heat|cold|snow",
+    ),
+    (
+        "event",
+        "How many cars took part in the {}?",
+        "cars|vehicles|field|starters|entries|grid|teams|participants|bikes",
+    ),
+    ("event", "How much prize money is paid at the {}?", "prize|purse|money|euro|€|endowed|dollar"),
+    ("event", "How long is the track of the {}?", r"kilomet|km\b|metre|miles|circuit|track|lap"),
+)
+
+
+def unanswerable(page: Page, others: Sequence[Page], rng: random.Random) -> list[str]:
+    """Questions about what this article names but does not tell, and one that only another article answers.
+
+    >>> article = {"title": "", "date": "2025-05-02", "text": "The BMW iX3 is a car for all."}
+    >>> unanswerable(read_page(article, train_splitter([])), [], random.Random(1))
+    ['How much does the BMW iX3 weigh?', 'How much power does the BMW iX3 have?']
+    """
+    words = page.plain.lower()
+    named = {kind: [name for name, _ in Counter(re.findall(NAMED[kind], page.plain)).most_common(2)] for kind in NAMED}
+    speakers = {page.plain[start:end] for _, start, end in quote(page)} | {match[1] for match in offices(page)}
+    named["person"] = sorted(name for name in speakers if " " in name)
+    own = [text.format(name) for kind, text, need in ASKED if not re.search(need, words) for name in named[kind]]
+    foreign = [question for other in others for question in foreign_questions(other, words, rng)]
+    for question in foreign:  # also asked of what this article names: another plant's employees, another race's laps
+        for kind, pattern in NAMED.items():
+            rest, hits = re.subn(pattern, "", question)
+            content = re.findall(r"\b[a-z]{5,}\b", rest)
+            if named[kind] and hits == 1 and content and not re.search(rf"(?<=\s){CAPITAL}", rest):
+                if not any(word[:5] in words for word in content):
+                    own.append(re.sub(pattern, named[kind][0], question))
+    own = rng.sample(own, min(len(own), UNANSWERABLE_PAIRS - 1))
+    return own + rng.sample(foreign, min(len(foreign), UNANSWERABLE_PAIRS - len(own)))
+
+
+def foreign_questions(other: Page, words: str, rng: random.Random) -> list[str]:
+    """Questions that another article answers, and that name something an article with these `words` does not know.
+
+    Of those about people there are at most as many as of the others.
+    """
+    found = {}
+    for kinds in (("figure", "where", "when", "who", "why"), ("person", "office")):
+        found[kinds] = []
+        for question, start, end in (found_pair for kind in kinds for found_pair in RULES[kind](other)):
+            question = question if isinstance(question, str) else rng.choice(question)
+            names = set(re.findall(rf"(?<=\s){CAPITAL}", question)) - {*MONTHS, "BMW", "Group", "Head", "MINI"}
+            unknown = [name for name in names if name.lower() not in words]
+            if unknown and 2 * len(unknown) >= len(names) and other.context[start:end].lower() not in words:
+                found[kinds].append(tidy(question))
+    events, people = found.values()
+    return events + people[: len(events) or 1]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# All pairs of an article
 
 
 def find_pairs(
@@ -117,28 +637,84 @@ def find_pairs(
 ) -> tuple[list[dict], Counter]:
     """(pairs, reasons): {"kind", "question", "answer", "evidence"} of an article, and what was left out and why.
 
-    "evidence" is [start, end] in `article_context(article)`, or None where nothing in the text shows the answer.
+    "evidence" is [start, end] in `article_context(article)`, or None where nothing in the text shows the answer. The
+    original kinds come first, whatever `limit` is; the others take turns until it is reached. `others` are articles
+    whose questions this one does not answer.
     """
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise ValueError(f"kinds: got {unknown[0]!r}, need some of {', '.join(KINDS)}.")
     rng = random.Random(f"{seed}:{article['id']}")
-    context, title, day = article_context(article), article["title"].strip(), written_date(article)
     splitter = splitter or train_splitter([article["text"]])
-    text_start = len(title) + len(day) + 3
-    paragraphs = paragraph_spans(context, text_start)
-    spans = {
-        "title": (0, len(title)) if title else None,
-        "date": (len(title) + 1, len(title) + 1 + len(day)),
-        "about": about_span(context, paragraphs, splitter),
-    }
-    pairs, reasons = [], Counter()
+    page, pairs, reasons = read_page(article, splitter), [], Counter()
     for kind in ORIGINAL_KINDS:
-        question = rng.choice(QUESTIONS[kind])
-        if kind not in kinds:
-            continue
-        if spans[kind] is None:
+        question, span = rng.choice(QUESTIONS[kind]), original(page, kind, splitter)
+        if kind in kinds and span:
+            pairs.append(make_pair(kind, question, page.context[slice(*span)], span))
+        elif kind in kinds:
             reasons["title: empty" if kind == "title" else "about: no paragraph is a sentence"] += 1
-            continue
-        start, end = spans[kind]
-        pairs.append({"kind": kind, "question": question, "answer": context[start:end], "evidence": [start, end]})
+    rest = [other for other in others if other["id"] != article["id"]]
+    rest = [read_page(other, splitter) for other in rng.sample(rest, min(OTHERS_READ, len(rest)))]
+    found = {kind: candidates(kind, page, rest, rng) for kind in KINDS if kind in kinds and kind not in ORIGINAL_KINDS}
+    reasons.update({f"{kind}: nothing found": 1 for kind, queue in found.items() if not queue})
+    asked, used = {pair["question"] for pair in pairs}, Counter()
+    while any(found.values()) and (limit is None or len(pairs) < limit):
+        for kind, queue in found.items():
+            while queue and (limit is None or len(pairs) < limit):
+                pair = queue.pop()
+                start = pair["evidence"][0] if pair["evidence"] else -1
+                sentence = next((span for span in page.sentences if span[0] <= start < span[1]), None)
+                if pair["question"] in asked:
+                    reasons[f"{kind}: asked before"] += 1
+                elif sentence and used[sentence] == PER_SENTENCE:
+                    reasons[f"{kind}: enough from this sentence"] += 1
+                else:
+                    asked.add(pair["question"])
+                    used[sentence] += 1
+                    pairs.append(pair)
+                    break
+    reasons.update({f"{kind}: over the limit": len(queue) for kind, queue in found.items() if queue})
     return pairs, reasons
+
+
+def make_pair(kind: str, question: str, answer: str, evidence: Span | None) -> dict:
+    """A pair as `find_pairs` gives it."""
+    return {"kind": kind, "question": tidy(question), "answer": answer, "evidence": evidence and list(evidence)}
+
+
+def candidates(kind: str, page: Page, others: Sequence[Page], rng: random.Random) -> list[dict]:
+    """All pairs of one kind in random order, to be taken from the end; of Yes and No as many, taking turns."""
+    if kind == "unanswerable":
+        return [make_pair(kind, question, UNANSWERABLE, None) for question in unanswerable(page, others, rng)]
+    if kind == "yes_no":
+        pairs = [make_pair(kind, *found) for found in yes_no(page, others, rng)]
+        rng.shuffle(pairs)
+        sides = [[pair for pair in pairs if pair["answer"] == answer] for answer in rng.sample(["Yes", "No"], 2)]
+        return [pair for both in zip(*sides, strict=False) for pair in both]
+    pairs = []
+    for rule in (mentioned, figure) if kind == "figure" else (RULES[kind],):
+        found = list(rule(page))
+        for question, start, end in rng.sample(found, len(found)):
+            question = question if isinstance(question, str) else rng.choice(question)
+            pairs.append(make_pair(kind, question, page.context[start:end], (start, end)))
+    return pairs
+
+
+def main() -> None:
+    """Print a random sample of the pairs of a folder of articles: kind | question | answer | article id."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("folder", nargs="?", default=Path(__file__).parent / "data" / "sample" / "train", type=Path)
+    parser.add_argument("--sample", type=int, default=150, help="pairs to print")
+    parser.add_argument("--seed", type=int, default=7, help="of the sample; the pairs themselves have the default seed")
+    parser.add_argument("--limit", type=int, default=15, help="pairs an article")
+    options = parser.parse_args()
+    articles = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(options.folder.glob("*.json"))]
+    splitter = train_splitter(article["text"] for article in articles)
+    rows = []
+    for article in articles:
+        pairs, _ = find_pairs(article, KINDS, options.limit, splitter, articles)
+        rows += [" | ".join((pair["kind"], pair["question"], tidy(pair["answer"]), article["id"])) for pair in pairs]
+    print(*sorted(random.Random(options.seed).sample(rows, min(options.sample, len(rows)))), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -5,6 +5,7 @@ import doctest
 import pytest
 
 import qa_rules
+import qa_sentences
 from qa_rules import article_context, find_pairs
 
 TEXT = """+++ A new record +++ Two races +++
@@ -23,7 +24,9 @@ def make_article(text=TEXT, title="Hill Race won.", day="2025-05-12", name="T1EN
 
 
 def test_examples_in_the_docstrings_are_true():
-    assert doctest.testmod(qa_rules).failed == 0
+    for module in (qa_rules, qa_sentences):
+        result = doctest.testmod(module)
+        assert result.attempted > 5 and result.failed == 0
 
 
 def test_original_kinds_come_first_and_stand_in_the_context():

@@ -1,0 +1,447 @@
+"""How a press article becomes sentences a question can be made from: words, sentences, clauses, and the question.
+
+No language model and no tagger: a short list of verbs, and patterns that would rather skip a sentence than misread it.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import date
+
+from nltk.tokenize.punkt import PunktSentenceTokenizer, PunktTrainer
+
+MONTHS = "January February March April May June July August September October November December".split()
+ABBREVIATIONS = "dr prof mr mrs ms st no nos ca approx incl excl max min vs jr sr inc corp ltd e.g i.e a.m p.m".split()
+
+Span = tuple[int, int]
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The context, its paragraphs and sentences
+
+
+def article_context(article: dict) -> str:
+    """What a model is given to read: the title, the date and the text.
+
+    >>> article_context({"title": " A title. ", "date": "2025-05-02", "text": "Munich. A text."})
+    'A title.\\n2 May 2025\\n\\nMunich. A text.'
+    """
+    return f"{article['title'].strip()}\n{written_date(article)}\n\n{article['text']}"
+
+
+def written_date(article: dict) -> str:
+    """The article's ISO date as people write it.
+
+    >>> written_date({"date": "2025-05-02"})
+    '2 May 2025'
+    """
+    day = date.fromisoformat(article["date"])
+    return f"{day.day} {MONTHS[day.month - 1]} {day.year}"
+
+
+def train_splitter(texts: Iterable[str]) -> PunktSentenceTokenizer:
+    """nltk's Punkt sentence splitter, trained on `texts` and told the abbreviations that press releases use.
+
+    >>> train_splitter([]).tokenize("Dr. Weber won at St. Moritz. He was 0.2 s ahead.")
+    ['Dr. Weber won at St. Moritz.', 'He was 0.2 s ahead.']
+    """
+    trainer = PunktTrainer()
+    for text in texts:
+        trainer.train(text, finalize=False)
+    trainer.finalize_training()
+    parameters = trainer.get_params()
+    parameters.abbrev_types.update(ABBREVIATIONS)
+    return PunktSentenceTokenizer(parameters)
+
+
+def paragraph_spans(context: str, start: int) -> list[Span]:
+    """The stripped paragraphs of `context` from `start` on.
+
+    >>> paragraph_spans("A title\\n1 May 2025\\n\\nOne.\\n \\n  Two.\\nlines ", 20)
+    [(20, 24), (29, 39)]
+    """
+    return [match.span() for match in re.compile(r"\S(?:(?!\n\s*\n).)*(?<=\S)", re.S).finditer(context, start)]
+
+
+NOT_PROSE = re.compile(
+    r"\+\+\+|\t|^[*•]|^[-–] |^(ladies and|dear |check against|good (morning|afternoon|evening))"
+    r"|^(in (case|the event) of |if you have any |for (further|more) |press contact|media contact|contact)"
+    r"|\b(phone|telephone|tel|fax|mobile|e-?mail|instagram|linkedin|youtube|facebook|x)\.? ?:|\w@\w|^(https?://|www\.)"
+    r"|^[^.]{0,90}: ?(fuel|energy|electric|power)[^.]{0,20}consumption",
+    re.I,
+)
+SENTENCE_END = re.compile(r"[.!?…][\"”’“')\]*]*$")
+
+
+def is_prose(paragraph: str) -> bool:
+    """Whether a paragraph is running text: no heading, teaser, contact, list, table or footnote.
+
+    >>> [is_prose(text) for text in ("Rain at the start", "Phone: +49-89.", "Munich. The new plant opened on Monday.")]
+    [False, False, True]
+    """
+    return bool(SENTENCE_END.search(paragraph)) and len(paragraph.split()) >= 6 and not NOT_PROSE.search(paragraph)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Words
+
+WORDS = "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen twenty".split()
+DIGITS = r"\d+(?:[.,]\d+)*"
+NUMBER = rf"(?:(?:€\s?)?\b{DIGITS}|\b(?:{'|'.join(WORDS)}))(?:\s(?:million|billion))?\b"
+ABOUT = (
+    r"(?i:(?:around|about|some|nearly|almost|roughly|approximately|exactly|just (?:over|under)|(?:well )?over|up to"
+    r"|(?:no )?(?:more|less|fewer) than|at least|as many as)\s)?"
+)
+UNIT = (
+    r"(?:%|(?:per ?cent|percent|euros|(?:US )?dollars|pounds|cents|kroner|pesos|kW|kilowatts?|megawatts?|hp|Nm|kWh"
+    r"|(?:kilo|mega|giga)watt-hours|km/h|mph|rpm|bar|km|kg|mm|cm|(?:kilo|centi|milli)?met(?:re|er)s?|miles|grams"
+    r"|kilograms|tonnes|lit(?:re|er)s|(?:milli)?seconds|minutes|hours|days|weeks|months|years|degrees(?: Celsius)?"
+    r"|gigabytes)\b)"
+)
+MONTH = f"(?:{'|'.join(MONTHS)})"
+WEEKDAY = r"(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day"
+YEAR = r"\b(?:19|20)\d\d\b"
+DAY = rf"(?:{WEEKDAY},?\s)?\d\d?\s{MONTH}\b(?:,?\s{YEAR})?"
+DATE = rf"(?:{DAY}|{MONTH}\s{YEAR}|{YEAR}|(?:spring|summer|autumn|winter)\s(?:of\s)?{YEAR})"
+CLOCK = r"(?:\sat\s\d\d?[:.]\d\d(?:\s[ap]\.?m\.?)?)?"
+CAPITAL = r"[A-ZÀ-ÖØ-ÞŠŽŁ][\w’'-]*"
+TITLE = r"(?:(?:Prof|Dr|Mr|Ms|Mrs)\.?\s)+"
+NAME = rf"{TITLE[:-1]}*{CAPITAL}(?:\s(?:[A-Z]\.|{CAPITAL}|de|da|di|del|van|von|der|den|la|le|zu)){{1,3}}"
+NO_NAME = re.compile(
+    r"\b(?:BMW|MINI|Group|AG|GmbH|The|In|On|At|For|Team|Racing|Motorsport|Plant|Board|Head|M|Series|Photo|Phone|Motorrad"
+    r"|Riders?|Drivers?|Pilots?|Statement|World|Now|But|When|While|As|After|Even|Today|Also|Then|With|From|By|Both)\b"
+)
+ROLE = (
+    r"(?:(?:Senior |Deputy |Executive |Managing |Chief |Vice |Project |Product |Team |Technical |General |Plant )*"
+    r"(?:Head|Director|CEO|CFO|Officer|Chair(?:man|woman)|Member of the (?:Board|Supervisory)|President|Manager"
+    r"|Principal|Spokes(?:person|man|woman)|Designer|Curator|Founder)\b)"
+)
+DEPARTMENTS = r"(?:(?<=AG),\s[A-Z][\w-]+(?:(?:,?\sand|,)\s[A-Z][\w-]+)*(?=[.,:;]))?"
+OFFICE_ENDS = rf"\d+[:.]\d+|who|said|says|in\s{CAPITAL}\son|Phone|Telephone|Tel|Mobile|Fax|Mail|E-?mail|Email"
+OFFICE = rf"{ROLE}(?:\s(?!(?:{OFFICE_ENDS})\b)[^\s,.;:“”\"()]+)*{DEPARTMENTS}"
+SAYS = "says|said|explains?|explained|adds|added|reports|reported|recalls|recalled|comments|commented|emphasi[sz]es"
+
+# Verbs whose forms a question needs, by their infinitive
+IRREGULAR = dict(
+    pair.split(":")
+    for pair in (
+        "win:won take:took begin:began run:ran have:had hold:held bring:brought make:made build:built sell:sold "
+        "lead:led come:came go:went give:gave become:became drive:drove rise:rose fall:fell grow:grew spend:spent "
+        "leave:left stand:stood pay:paid show:showed draw:drew keep:kept get:got meet:met lie:lay cost:cost "
+        "choose:chose lose:lost buy:bought teach:taught write:wrote send:sent see:saw break:broke ride:rode "
+        "wear:wore"
+    ).split()
+)
+INTRANSITIVE = (  # a preposition may follow: "opens in", "rose by"
+    "open start end last join succeed serve operate reach total account climb increase decrease decline improve "
+    "finish compete belong consist return move accelerate follow appear live work participate begin run come go "
+    "become rise fall grow stand get take lie travel amount date contribute give drop"
+).split()
+TRANSITIVE = (  # an object must follow, or "the car built in Munich" would be a clause
+    "measure offer deliver feature provide present receive complete produce cover celebrate expect supply include "
+    "combine comprise contain use employ secure score achieve add replace invest continue prove create develop launch "
+    "introduce release publish host attract carry generate support donate recycle mark reduce extend require need "
+    "weigh embody reflect enable claim welcome purchase handle collect conceal showcase enter defend describe display "
+    "house illustrate explore design manufacture assemble acquire award appoint study train test evaluate examine "
+    "visit help finance learn sign change ensure occupy affect form earn allow assume guide exceed surpass crown "
+    "select"
+).split()
+NOUNS = (  # "offers" and the like: nouns too, unless an object follows
+    "offer feature supply start test measure cover use need end visit drive run win work launch move host mark reach "
+    "claim return increase decrease change sign form guide house study train design cost lead show rise fall stand "
+    "account date support award release finish lie draw pay amount purchase help total travel display"
+).split()
+
+
+def third(verb: str) -> str:
+    """The form with he, she or it: third("carry") is "carries"."""
+    ending = "es" if re.search("(?:o|ch|sh|ss|[^aeo]y)$", verb) else "s"
+    return "has" if verb == "have" else re.sub(r"([^aeo])y$", r"\1i", verb) + ending
+
+
+def past(verb: str) -> str:
+    """The past tense: past("carry") is "carried"."""
+    return IRREGULAR.get(verb) or re.sub(r"([^aeo])y$", r"\1i", verb).removesuffix("e") + "ed"
+
+
+BE, HAVE, MODAL = ("is", "are", "was", "were"), ("has", "have", "had"), ("will", "can", "must", "should")
+FINITE = {word: (word, "") for word in BE + HAVE + MODAL}  # finite verb: (first word, infinitive) in a question
+for _verb in sorted({*IRREGULAR, *INTRANSITIVE, *TRANSITIVE}):
+    FINITE = {_verb: ("do", _verb), past(_verb): ("did", _verb), third(_verb): ("does", _verb)} | FINITE
+FINITE["cost"] = ("do", "cost")
+ANY_FINITE = "|".join(FINITE)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sentences
+
+
+@dataclass(frozen=True)
+class Clause:
+    """A simple main clause, its spans in the context of its article."""
+
+    sentence: Span
+    lead: str  # "In 2024", before the subject
+    subject: Span
+    verb: Span
+    aux: str  # the first word of a question: "did", "will"
+    base: str  # what a question puts after the subject: "win", "be built"
+    rest: Span  # up to where another clause begins
+
+
+@dataclass(frozen=True)
+class Page:
+    """An article as the rules see it; `plain` and `flat` are as long as `context`, so a span fits all three."""
+
+    context: str
+    start: int  # of the text, after title and date
+    plain: str  # with every white space a blank
+    flat: str  # and with brackets blanked
+    title: str
+    paragraphs: list[Span]
+    sentences: list[Span]
+    clauses: list[Clause]
+    people: frozenset[str]
+
+
+LEAD = re.compile(
+    r"(?:In|On|At|Since|From|Until|By|During|Over|Between|After|Within|As of|For|With|Throughout|Despite|Each|Every)"
+    r" [^,;:–]{2,90}, "
+)
+FILLER = re.compile(
+    r"(?:In addition|In total|In all|Overall|Today|Currently|However|Furthermore|Moreover|Meanwhile|Finally|Now|Then"
+    r"|Thus|At the same time|As always|Of course|As a result|Here|For example|And|But|Also|Again|Separately), "
+)
+BOUNDARY = re.compile(  # where another clause begins
+    r"[,:](?!\d)|;|\s[–—-]\s|\s(?:because|so that|in order to|while|when|whereas|where|who|whose|although|though|that"
+    r"|but|(?:(?:in|of|from|with|for|on|at) )?which|until (?!\d|[A-Z])|since (?!\d|[A-Z])|thanks to|due to|owing to"
+    rf"|as well as|as soon as|making|giving)\b|\sand\s(?=(?:{ANY_FINITE}|also|then|now|thus|\w+ed|\w+ly)\b)|(?=[.!?…]$)"
+)
+UNCLEAR = re.compile(  # what a question cannot say without the sentences around it
+    r"\b(?:he|she|it|they|him|them|this|these|those|such|here|there|latter|respectively|others?|another|I|we|our|us|my|me"
+    r"|you|your|not|never|nor|hardly|nobody|nothing|neither|if|unless|would|could|might|both|that|(?<!-)ones?(?!-| of)"
+    r"|no(?! (?:more|less|fewer) than)|by then|\d+-year-old)\b",
+    re.I,
+)
+NO_SUBJECT = re.compile(
+    r"^(?:One|Some|All|Each|Every|Many|Most|Few|More|Only|Even|Just|Not|What|Who|How|Why|Where|When|As|If|To|With|Without"
+    r"|Here|Now|Once|Its|Their|His|Her|Or|And|But|So|Yet|Up|Next|First|Second|Third|Last|Further|Thanks|Also|Another|Other"
+    r"|In|On|At|By|For|From|Of|After|Before|During|While|Because|Since|Like|Over|Under|Among|Between|\w+ing|\w+ly)\b"
+)
+ADVERB = r"(?: (?:also|now|already|currently|once again|again|still|recently|soon|then|therefore|\w+ly))?"
+DONE = (
+    r"(?:\w+(?:ed|wn|ing)|(?!ten|seven|eleven|open|women|men|children|even|often)\w+en|put|born"
+    rf"|{'|'.join(IRREGULAR.values())})\b"
+)
+PARTICIPLE = re.compile(rf"{ADVERB}((?: been| being)? {DONE}| been\b|)")
+INFINITIVE = re.compile(rf"{ADVERB}( be\b(?: {DONE})?| \w+|)")
+OBJECT = re.compile(
+    r" (?:also |now |already )?(?:the|a|an|its|their|his|her|all|each|more|up to|over|around|about|only|just|no|new"
+    rf"|special|(?<!ed )by(?= \d)|{CAPITAL}|“\w+|€?\d[\d.,]*|{'|'.join(WORDS)})(?=\W|$)"
+)
+PREPOSITION = re.compile(
+    r" (?:in|on|at|from|to|with|until|into|as|through|between|over|up|around|about|out|of|place|for|by|well|underway)\b"
+)
+APPOSITION = re.compile(rf"([^,;:–]{{3,70}})(,[^,;:–]{{3,90}}(?:,[^,;:–]{{1,60}})?,)(?= (?:{ANY_FINITE})\b)")
+ENUMERATION = re.compile(rf",(?: [^\s,;]+){{1,4}}(?:,(?: [^\s,;]+){{1,4}})*,? (?:and|or|as well as) (?!{ANY_FINITE})")
+TRAILING = re.compile(r"(?: (?:also|thus|then|therefore|now|already|once again|again|alone|each|\w+ly))+$")
+HANGING = re.compile(r"\b(?:the|an?|of|for|in|and|to|at|on|with|by)$")
+TOKEN = re.compile(r"[\w’'-]+|[^\s\w]")
+NO_CLAUSE = {*";:–—/%", "that", "which", "who", "whose", "when", "where", "as", "than", "because", "while"}
+SECOND = re.compile(rf"\b(?:{'|'.join(BE + HAVE + MODAL)}|allows|ensures|makes|becomes|remains)\b")
+QUOTATION = re.compile(r"[“\"„][^“”\"„]{30,}[”\"“]")
+COMMAS = (  # inside a date or a place, where no clause ends
+    re.compile(rf"day(,) \d|\d(,) {YEAR}|{MONTH}(,) {YEAR}"),
+    re.compile(rf"\b(?:in|at|from|of|near) {CAPITAL}(,) {CAPITAL}(?=[,.])"),
+)
+JOINT = re.compile(r"(;|, (?:and|but|while|whereas)) (?=the |an? |[A-Z])")
+TOO_VAGUE = re.compile(
+    r"the (?:first|second|third|next|previous|last|other|remaining|remainder|rest|result|average|idea|reason)\b", re.I
+)
+
+
+def blank(text: str, pattern: str) -> str:
+    """`text` with what matches replaced by as many spaces: blank("a (b) c", "[(]b[)]") is "a     c"."""
+    return re.sub(pattern, lambda match: " " * len(match[0]), text)
+
+
+def tidy(text: str) -> str:
+    """One space between words, none before a comma: tidy("a  , b") is "a, b"."""
+    return re.sub(r"\s+(?=[,.?])", "", " ".join(text.replace("‚", ",").split()))
+
+
+def read_page(article: dict, splitter: PunktSentenceTokenizer) -> Page:
+    """Split an article into paragraphs, sentences and simple clauses."""
+    context, title = article_context(article), article["title"].strip()
+    start = len(title) + len(written_date(article)) + 3
+    paragraphs = paragraph_spans(context, start)
+    texts = [context[slice(*span)] for span in paragraphs]
+    if "The BMW Group" in texts:  # from here on the company describes itself, everywhere in the same words
+        paragraphs = paragraphs[: texts.index("The BMW Group")]
+    plain = re.sub(r"\s", " ", context)
+    flat = blank(blank(plain, r"(?<=\s)\([^()]*\)"), r"\*+")
+    for pattern in COMMAS:
+        flat = pattern.sub(lambda match: match[0].replace(",", "‚"), flat)
+    sentences, clauses, people = [], [], find_people(plain[start:])
+    for begin, end in paragraphs:
+        opened, closed, straight = (plain.count(mark, begin, end) for mark in '“”"')
+        if opened == closed and straight % 2 == 0 and is_prose(context[begin:end]):
+            quoted = [match.span() for match in QUOTATION.finditer(plain, begin, end)]
+            found = [(begin + left, begin + right) for left, right in splitter.span_tokenize(context[begin:end])]
+            sentences += [span for span in found if not any(a < span[1] and span[0] < b for a, b in quoted)]
+    for begin, end in sentences:
+        first = read_clause(flat, (begin, end), people)
+        joints = [match for match in JOINT.finditer(flat, begin, end) if first or match[1] == ";"]
+        seconds = [read_clause(flat, (match.end(), end), people) for match in joints]
+        clauses += [clause for clause in (first, *seconds) if clause]
+    return Page(context, start, plain, flat, title, paragraphs, sentences, clauses, people)
+
+
+def find_people(plain: str) -> frozenset[str]:
+    """The full names of people: those with a title, a nation, an age or an office, or that say something.
+
+    >>> sorted(find_people("Anna Berg (GER) met Dr Leo Kurz. “Good,” said Eva Lind, Head of Sales. BMW Group (ABC)"))
+    ['Anna Berg', 'Eva Lind', 'Leo Kurz']
+    """
+    found = re.findall(rf"({NAME})(?=,? \((?:[A-Z]{{3}}|\d\d)\)|, {ROLE}| (?:{SAYS})\b)", plain)
+    found += re.findall(rf"\b(?:{SAYS}) ({NAME})", plain) + re.findall(rf"(?:Dr|Ms|Mr|Prof)\.? {NAME}", plain)
+    names = {re.sub(f"^{TITLE}", "", name) for name in found}
+    return frozenset(name for name in names if " " in name and not NO_NAME.search(name))
+
+
+def is_person(text: str, people: frozenset[str]) -> bool:
+    """Whether `text` is the name of one of `people`, whole or the surname: is_person("Berg", {"Anna Berg"})."""
+    name = re.sub(f"^{TITLE}", "", " ".join(text.split()))
+    return name in people or any(full.endswith(" " + name) for full in people)
+
+
+def read_clause(flat: str, sentence: Span, people: frozenset[str]) -> Clause | None:
+    """The simple main clause at the beginning of a sentence, or None where a question about it could go wrong.
+
+    >>> clause = read_clause("In 2024, the plant was built by Anna.", (0, 37), frozenset())
+    >>> clause.lead, clause.aux, clause.base, clause.subject, clause.rest
+    ('In 2024', 'was', 'built', (9, 18), (28, 36))
+    """
+    start, end = sentence
+    text = flat[start:end]
+    if not 4 <= len(text.split()) <= 50 or text[-1] != "." or re.search(r"\b(?:if|unless)\b", text, re.I):
+        return None
+    if filler := FILLER.match(text):
+        start += filler.end()
+    lead = LEAD.match(flat, start, end)
+    start = lead.end() if lead else start
+    if (extra := APPOSITION.match(flat, start, end)) and not set(extra[1].split()) & FINITE.keys():
+        flat = flat[: extra.start(2)] + " " * len(extra[2]) + flat[extra.end(2) :]
+    verb = find_verb(flat, start, end)
+    if not verb:
+        return None
+    names, place, after, aux, base = verb
+    lead = lead[0].strip(" ,") if lead else ""
+    if "," in names and not all(is_person(name, people) for name in split_names(names)) or len(names.split()) > 14:
+        return None
+    if (
+        NO_SUBJECT.match(re.sub(rf"^{ABOUT}(?=\d)", "", names))
+        or UNCLEAR.search(f"{lead} {names}")
+        or HANGING.search(names)
+    ):
+        return None
+    stop = BOUNDARY.search(flat, after, end)
+    stop = stop.start() if stop else end
+    if second := SECOND.search(flat, after, stop):
+        stop = max(flat.rfind(" and ", after, second.start()), flat.rfind(" or ", after, second.start()))
+    rest = flat[after : max(after, stop)]
+    cut = stop < 0 or flat.startswith(" that", stop) and (base or not re.match(" (?:an?|the) ", rest))
+    if cut or ENUMERATION.match(flat, stop) or UNCLEAR.search(rest) or not rest.strip() + base:
+        return None
+    return Clause(sentence, lead, (start, start + len(names)), (place, after), aux, base, (after, stop))
+
+
+def find_verb(flat: str, start: int, end: int) -> tuple[str, int, int, str, str] | None:
+    """(subject, place of the verb, its end, first word and infinitive of a question) of the first verb that is one.
+
+    >>> find_verb("The plant has built cars.", 0, 25)
+    ('The plant', 10, 19, 'has', 'built')
+    """
+    doubtful = False  # after a word that can be a verb but was none: a participle, a noun
+    for match in TOKEN.finditer(flat, start, end):
+        word, after = match[0], match.end()
+        names = TRAILING.sub("", flat[start : match.start()].rstrip())
+        if word in NO_CLAUSE:
+            return None
+        if not names or word not in FINITE or flat[match.start() - 1] != " ":
+            continue
+        aux, base = FINITE[word]
+        done = (INFINITIVE if word in MODAL else PARTICIPLE).match(flat, after)
+        if word in BE + MODAL or word in HAVE and done[1]:
+            base = done[1].strip()
+            return None if base in ("not", "no", "never") else (names, match.start(), done.end(), aux, base)
+        if word in HAVE:
+            return names, match.start(), after, {"has": "does", "have": "do", "had": "did"}[word], "have"
+        if word == "cost" and not is_plural(names):
+            aux = "did"
+        goes_on = base in INTRANSITIVE and PREPOSITION.match(flat, after) and not doubtful
+        if (goes_on or OBJECT.match(flat, after)) and (aux != "do" or is_plural(names)):
+            return names, match.start(), after, aux, base
+        if aux == "does" and base not in NOUNS and not names.endswith(("’s", "'s")):
+            return names, match.start(), after, aux, base
+        doubtful = aux == "did"
+    return None
+
+
+def is_plural(subject: str) -> bool:
+    """Whether a subject takes a plural verb: is_plural("Tickets for the race") is True."""
+    return " and " in subject or bool(re.search(r"[^su]s$", re.split(r" (?:of|for|in|from|at|with|to) ", subject)[0]))
+
+
+def split_names(text: str) -> list[str]:
+    """The members of a list: split_names("Anna, Ben and Eva") is ["Anna", "Ben", "Eva"]."""
+    return re.split(r"\s*,\s*(?:and\s+)?|\s+and\s+", text.strip())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Questions
+
+
+def subject_of(page: Page, clause: Clause) -> str:
+    """A subject in the middle of a question: "The plant" becomes "the plant", a name stays as it is."""
+    text = page.flat[slice(*clause.subject)]
+    first, _, more = text.partition(" ")
+    lower = text[0].lower() + text[1:]
+    if first in ("The", "A", "An") or first.lower() in WORDS or more in page.people or re.match(rf"{ABOUT}\d", text):
+        return lower
+    if is_person(text, page.people) or not first[1:].islower() or re.match(f"{WEEKDAY}|{MONTH}", first):
+        return text
+    if not more:
+        return lower if re.search(r"(?:[ts]ion|ment|ity|ance|ness|work|[^s]s)$", first, re.I) else text
+    known = re.search(rf"(?:[a-zà-ÿ,]|\b[A-Z]\.) {re.escape(first)}\b", page.flat) or is_person(first, page.people)
+    return text if known or more[0].isupper() or more[0].isdigit() else lower
+
+
+def told(page: Page, clause: Clause, start: int) -> str:
+    """The words of a clause from `start` on, its lead at the end."""
+    rest = re.sub(r" (?:also|therefore|thus|then)\b", "", page.flat[start : clause.rest[1]])
+    return tidy(f"{rest} {clause.lead[:1].lower()}{clause.lead[1:]}?")
+
+
+def ask(page: Page, clause: Clause, wh: str, gap: Span | None = None) -> str:
+    """The question `wh` about a clause, its subject and verb inverted, without what stands in the gap.
+
+    >>> article = {"title": "", "date": "2025-05-02", "text": "Anna won the Hill Race in Ulm."}
+    >>> page = read_page(article, train_splitter([]))
+    >>> ask(page, page.clauses[0], "Where", (36, 42))
+    'Where did Anna win the Hill Race?'
+    """
+    start, end = clause.rest
+    rest = page.flat[start : gap[0]] + " " + page.flat[gap[1] : end] if gap else page.flat[start:end]
+    rest = re.sub(r" (?:already|only|just)\s*$", "", rest)
+    lead = clause.lead[:1].lower() + clause.lead[1:]
+    question = tidy(f"{wh} {clause.aux} {subject_of(page, clause)} {clause.base} {rest} {lead}?")
+    return question[0].upper() + question[1:]
+
+
+def is_clear(page: Page, clause: Clause) -> bool:
+    """Whether a reader who has not just read the sentence before knows what the subject is."""
+    text = page.flat[slice(*clause.subject)]
+    words = text.lower().split()
+    if re.search(r"(?<=\s)[A-Z]|\d", text) or words[0] not in ("the", "a", "an"):
+        return True
+    known = len(words) > 2 or words[-1] in page.title.lower() or page.flat.lower().count(words[-1]) > 2
+    return known and not TOO_VAGUE.match(text)

@@ -115,7 +115,11 @@ def quote(page: Page) -> Found:
             name = match.span(1 if words == 2 else 2 if match[2] else 3)
             for sentence in re.split(r"(?<=[.!?])\s", match[words]):
                 said = f"“{sentence.strip(' ,.–')}”"
-                if 5 <= len(said.split()) <= 25 and not NO_NAME.search(page.plain[slice(*name)]):
+                if (
+                    5 <= len(said.split()) <= 25
+                    and not said.endswith("?”")
+                    and not NO_NAME.search(page.plain[slice(*name)])
+                ):
                     yield (f"Who said: {said}?", f"Who is quoted as saying {said}?", f"Whose words are {said}?"), *name
 
 
@@ -231,7 +235,12 @@ def where(page: Page) -> Found:
         match = PLACE.search(page.flat, *clause.rest)
         if match and happens and re.search("[A-Z]", match[1]) and not NO_PLACE.search(match[1].lower()):
             if not re.search(r"\b(?:in|at|near)\b (?!\d|[A-Z][a-z]+ \d{4})", page.flat[match.end() : clause.rest[1]]):
-                yield ask(page, clause, "Where", match.span()), *match.span(1)
+                near = page.flat.startswith(" near", match.start())
+                yield (
+                    ask(page, clause, "Where", match.span()),
+                    match.start() + 1 if near else match.start(1),
+                    match.end(1),
+                )
         elif (match := re.fullmatch(rf"(?:In|At) ({CAPITAL}(?:[ ‚]+{CAPITAL})*)", clause.lead)) and not (
             WHEN.match(clause.lead) or NO_PLACE.search(match[1].lower())
         ):
@@ -289,6 +298,11 @@ OF_AMOUNT = re.compile(
 )
 LONG = re.compile(r" (long|wide|high|tall|heavy|thick|deep|away|old)\b")
 HOW_MUCH = {"cost": "How much", "weigh": "How much", "last": "How long", "take": "How long"}
+MEASURE = re.compile(
+    r"(?:output|torque|range|speed|capacity|length|width|height|depth|weight|diameter|price|purse|fund|volume|temperature"
+    r"|share|rate|bonus|dividend|margin|consumption|displacement|radius|power|load|cost|area|fee|surcharge|warranty|humidity"
+    r"|content|allowance|investment|budget|gradient|wheelbase|size|time|resolution)$"
+)
 VAGUE = re.compile(
     r"\b(?:times|things|ways|others?|parts|years?|days|hours|weeks|months|minutes|members|per|total|further|more|additional"
     r"|new|steps|points|ones|kinds|types|sides|cases|areas|reasons|thirds|quarters|first|last|next|previous|million|region"
@@ -346,9 +360,12 @@ def mentioned(page: Page) -> Found:
         for match in (match for span in page.sentences for match in pattern.finditer(page.flat, *span)):
             words = match[word].strip()
             *others, last = words.split()
-            small = number == 1 and (not re.search(r"\d\d", match[1]) or re.match(" and ", page.flat[match.end() :]))
+            if pattern is COUNT:
+                sound = re.search(r"\d\d", match[1]) and not re.match(" and ", page.flat[match.end() :])
+            else:
+                sound = MEASURE.search(last)
             once = len(re.findall(rf"\b{re.escape(last)}\b", page.plain)) == 1
-            if once and not small and words.islower() and not VAGUE.search(words) and not set(others) & FINITE.keys():
+            if once and sound and words.islower() and not VAGUE.search(words) and not set(others) & FINITE.keys():
                 yield tuple(question.format(words) for question in asked), *match.span(number)
 
 
@@ -360,7 +377,7 @@ APPOSED = re.compile(rf"\b({CAPITAL}(?: {CAPITAL})+), (an? [a-z][^,.;:–()“�
 ABBREVIATION = re.compile(rf"((?:{CAPITAL} )+)\(([A-Z]{{2,6}})\)")
 NAMED_THING = re.compile(rf"(?:The (?:[a-z]+ )?)?{CAPITAL}(?: (?:{CAPITAL}|\d+|of|and|the))+")
 ROLE_OF = re.compile(r"The (?!result|reason|goal|aim|next|first|second|third)[a-z]")
-BULLET = re.compile(r"(?:^|\n)[ \t]*[-–•] +(\S[^\n]*?)\.?[ \t]*(?=\n|$)")
+BULLET = re.compile(r"(?:^|\n)[ \t]*([-–•]) +(\S[^\n]*?)[.*]*[ \t]*(?=\n|$)")
 SERIES = re.compile(r"[^,;:–]{3,40}(?:, [^,;:–]{3,40})+,? and [^,;:–]{3,60}")
 
 
@@ -387,6 +404,8 @@ def definition(page: Page) -> Found:
             continue
         text, subject = page.flat[slice(*clause.subject)], subject_of(page, clause)
         is_role = ROLE_OF.match(text) and is_clear(page, clause) and re.search(" [A-Z“]", match[1])
+        if text in ("The BMW Group", "BMW Group", "BMW AG"):
+            continue
         if NAMED_THING.fullmatch(text) or is_role and not match[1].startswith("one of"):
             human = re.search(r"\b(?:director|winner|champion|driver|artist|designer|head)\b", subject)
             wh = "Who" if human or is_person(subject, page.people) else "What"
@@ -412,6 +431,23 @@ def section(page: Page) -> Found:
             yield (f"How does the section “{inner(text)}” begin?", f"What does “{inner(text)}” say first?"), *first
 
 
+def lists(page: Page) -> Iterator[tuple[str, list[Span]]]:
+    """Each simple list with its heading: one kind of bullet, two items or more, each of one sentence at most."""
+    heading, items = "", []
+    for start, end in [*page.paragraphs, (0, 0)]:
+        text = page.context[start:end]
+        if found := [(start, match) for match in BULLET.finditer(text)]:
+            items += found
+            continue
+        simple = len({match[1] for _, match in items}) == 1 and not any(
+            re.search("[.!?] [A-Z]", m[2]) for _, m in items
+        )
+        if heading and len(items) > 1 and simple:
+            yield heading, [(offset + match.start(2), offset + match.end(2)) for offset, match in items]
+        heading = inner(text) if 1 < len(text.split()) <= 12 and not NOT_PROSE.search(text) else ""
+        items = []
+
+
 def listing(page: Page) -> Found:
     r"""What a list names first or last, or says under one of its labels, and what a sentence enumerates.
 
@@ -419,26 +455,15 @@ def listing(page: Page) -> Found:
     What does the list “The prices” say about “Day ticket”? -> 12 euros
     What does the list “The prices” say about “Annual pass”? -> 39 euros
     """
-    heading, items = "", []
-    for start, end in [*page.paragraphs, (0, 0)]:
-        text = page.context[start:end]
-        if found := [(start + match.start(1), start + match.end(1)) for match in BULLET.finditer(text)]:
-            items += found
-            continue
-        labels = [re.match(r"([^:]{3,50}): +(?=\S)", page.context[a:b]) for a, b in items]
-        if heading and len(items) > 1 and all(labels):
-            for label, (a, b) in zip(labels, items, strict=True):
-                name = inner(label[1])
-                asked = (
-                    f"What does the list “{heading}” say about “{name}”?",
-                    f"Under “{heading}”, what is given for “{name}”?",
-                )
-                yield asked, a + label.end(), b
-        elif heading and len(items) > 1:
+    for heading, items in lists(page):
+        labels = [re.match(r"([^:]{3,50}): +(?=\S)", page.context[start:end]) for start, end in items]
+        if all(labels):
+            for label, (start, end) in zip(labels, items, strict=True):
+                of, under = f"say about “{inner(label[1])}”?", f"what is given for “{inner(label[1])}”?"
+                yield (f"What does the list “{heading}” {of}", f"Under “{heading}”, {under}"), start + label.end(), end
+        else:
             yield f"What comes first in the list “{heading}”?", *items[0]
             yield f"What comes last in the list “{heading}”?", *items[-1]
-        heading = inner(text) if 1 < len(text.split()) <= 12 and not NOT_PROSE.search(text) else ""
-        items = []
     for clause in page.clauses:
         start, end = clause.rest[0] + 1, clause.sentence[1] - 1
         series = SERIES.fullmatch(page.flat, start, end)
@@ -521,6 +546,7 @@ NAMED = {  # what an article may name
     "product": r"\b(?:BMW|MINI) (?:iX?\d\b|X\d\b|M\d\b|XM\b|Z4\b|[1-8] Series\b|[A-Z] \d{3,4} [A-Z]+\b|M \d{4} [A-Z]+\b"
     r"|Cooper\b|Countryman\b|Aceman\b)",
     "plant": r"\b(?:BMW Group |MINI )?Plant [A-Z]\w+(?: [A-Z]\w+){0,2}|\bBMW (?:Welt|Museum)\b",
+    "company": r"\bBMW Group\b(?! Plant)",
     "firm": rf"\b(?!BMW|MINI)(?:{CAPITAL} ){{1,2}}(?:Racing|GmbH|Foundation|Club|Motorsport|Festival)\b",
     "event": rf"\b(?!BMW [A-Z]\w* \d|The )(?:{CAPITAL} (?:\d+ )?)+(?:Race|Cup|Trophy|Hours|Masters|Grand Prix|Rally)\b",
 }
@@ -554,6 +580,12 @@ ASKED = (  # without telling this about it: the question, and words one of which
     ("person", "How long has {} worked for the company?", "since|joined|years|career|appoint"),
     ("person", "Where does {} live?", r"live|living|resident|\bhome"),
     ("person", "Who held the position before {}?", "succe|predecessor|previous|former|replac|takes? over"),
+    ("person", "What is the phone number of {}?", r"phone|tel\b|telephone|\+\d\d"),
+    ("company", "How many employees does the {} have?", "employ|people|staff|workforce|worker|colleague|jobs"),
+    ("company", "How much profit did the {} make?", "profit|earnings|ebit|result|loss|margin|surplus"),
+    ("company", "When was the {} founded?", "found|history|anniversary|19[0-4][0-9]|years"),
+    ("company", "Who is the CEO of the {}?", "ceo|chair|board|chief|president"),
+    ("company", "In how many countries does the {} sell its vehicles?", "countr|worldwide|global|market"),
     ("plant", "How many people work at {}?", "employ|people|staff|workforce|worker|colleague|jobs|team"),
     ("plant", "How large is the site of {} in square metres?", "square|hectare|m²|acre|area"),
     ("plant", "When was {} opened?", "open|found|since|establish|inaugurat|built in|anniversary|history|start"),
@@ -694,7 +726,9 @@ def candidates(kind: str, page: Page, others: Sequence[Page], rng: random.Random
     for rule in (mentioned, figure) if kind == "figure" else (RULES[kind],):
         found = list(rule(page))
         for question, start, end in rng.sample(found, len(found)):
-            question = question if isinstance(question, str) else rng.choice(question)
+            question = tidy(question if isinstance(question, str) else rng.choice(question))
+            if kind in ("where", "when", "why") and len(question.split()) < 5:
+                continue  # "When did work begin?": which work?
             pairs.append(make_pair(kind, question, page.context[start:end], (start, end)))
     return pairs
 

@@ -78,7 +78,10 @@ def is_prose(paragraph: str) -> bool:
     >>> [is_prose(text) for text in ("Rain at the start", "Phone: +49-89.", "Munich. The new plant opened on Monday.")]
     [False, False, True]
     """
-    return bool(SENTENCE_END.search(paragraph)) and len(paragraph.split()) >= 6 and not NOT_PROSE.search(paragraph)
+    whole = len(paragraph) > 800 or SENTENCE_END.search(
+        paragraph
+    )  # an article in one paragraph may end in its contacts
+    return bool(whole) and len(paragraph.split()) >= 6 and not NOT_PROSE.search(paragraph[:300])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -108,7 +111,7 @@ TITLE = r"(?:(?:Prof|Dr|Mr|Ms|Mrs)\.?\s)+"
 NAME = rf"{TITLE[:-1]}*{CAPITAL}(?:\s(?:[A-Z]\.|{CAPITAL}|de|da|di|del|van|von|der|den|la|le|zu)){{1,3}}"
 NO_NAME = re.compile(
     r"\b(?:BMW|MINI|Group|AG|GmbH|The|In|On|At|For|Team|Racing|Motorsport|Plant|Board|Head|M|Series|Photo|Phone|Motorrad"
-    r"|Riders?|Drivers?|Pilots?|Statement|World|Now|But|When|While|As|After|Even|Today|Also|Then|With|From|By|Both)\b"
+    r"|Riders?|Drivers?|Pilots?|Statement|World|Director|Manager|Project|Product|Now|But|When|While|As|After|Even|Today|Also|Then|With|From|By|Both)\b"
 )
 ROLE = (
     r"(?:(?:Senior |Deputy |Executive |Managing |Chief |Vice |Project |Product |Team |Technical |General |Plant )*"
@@ -218,7 +221,7 @@ BOUNDARY = re.compile(  # where another clause begins
 UNCLEAR = re.compile(  # what a question cannot say without the sentences around it
     r"\b(?:he|she|it|they|him|them|this|these|those|such|here|there|latter|respectively|others?|another|I|we|our|us|my|me"
     r"|you|your|not|never|nor|hardly|nobody|nothing|neither|if|unless|would|could|might|both|that|(?<!-)ones?(?!-| of)"
-    r"|no(?! (?:more|less|fewer) than)|by then|\d+-year-old)\b",
+    r"|no(?! (?:more|less|fewer) than)|by then|(?:on|at|in) the same|\d+-year-old)\b",
     re.I,
 )
 NO_SUBJECT = re.compile(
@@ -242,7 +245,9 @@ PREPOSITION = re.compile(
 )
 APPOSITION = re.compile(rf"([^,;:–]{{3,70}})(,[^,;:–]{{3,90}}(?:,[^,;:–]{{1,60}})?,)(?= (?:{ANY_FINITE})\b)")
 ENUMERATION = re.compile(rf",(?: [^\s,;]+){{1,4}}(?:,(?: [^\s,;]+){{1,4}})*,? (?:and|or|as well as) (?!{ANY_FINITE})")
-TRAILING = re.compile(r"(?: (?:also|thus|then|therefore|now|already|once again|again|alone|each|\w+ly))+$")
+TRAILING = re.compile(
+    r"(?: (?:also|thus|then|therefore|now|already|once again|again|alone|each|(?!family|assembly|supply)[a-z]+ly))+$"
+)
 HANGING = re.compile(r"\b(?:the|an?|of|for|in|and|to|at|on|with|by)$")
 TOKEN = re.compile(r"[\w’'-]+|[^\s\w]")
 NO_CLAUSE = {*";:–—/%", "that", "which", "who", "whose", "when", "where", "as", "than", "because", "while"}

@@ -1,18 +1,31 @@
-"""The rules of qa_rules, on small texts written here; nothing is downloaded."""
+"""The rules of qa_rules, on small texts written here and on the sample corpus; nothing is downloaded."""
 
 import doctest
+import json
+import random
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
 import qa_rules
 import qa_sentences
-from qa_rules import article_context, find_pairs
+from qa_rules import KINDS, ORIGINAL_KINDS, UNANSWERABLE, article_context, find_pairs, train_splitter
 
+ROOT = Path(__file__).parent.parent
+SPANS = [kind for kind in KINDS if kind not in ("yes_no", "unanswerable")]
 TEXT = """+++ A new record +++ Two races +++
 
 Rain at the start
 
-Munich. Anna Berg won the Hill Race on Sunday. The race took place in Garmisch.
+Munich. Anna Berg (GER) won the Hill Race in Garmisch on Sunday, 4 May 2025. The BMW iX3 is built in Debrecen.
+
+“We have waited a long time for this day,” says Leo Kurz, Head of Sales at Berg Racing. “It was worth it.”
+
+The Hill Race was cancelled in 2024 due to weather conditions. The plant in Ulm has around 5,300 employees.
 
 If you have any questions, please contact:
 
@@ -23,32 +36,158 @@ def make_article(text=TEXT, title="Hill Race won.", day="2025-05-12", name="T1EN
     return {"id": name, "url": "", "title": title, "date": day, "category": "", "teaser": "", "text": text}
 
 
+@pytest.fixture(scope="module")
+def corpus():
+    articles = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(ROOT.glob("data/sample/train/*.json"))]
+    return articles, train_splitter(article["text"] for article in articles)
+
+
 def test_examples_in_the_docstrings_are_true():
     for module in (qa_rules, qa_sentences):
         result = doctest.testmod(module)
         assert result.attempted > 5 and result.failed == 0
 
 
-def test_original_kinds_come_first_and_stand_in_the_context():
+def test_original_kinds_alone_are_the_default():
     article = make_article()
     pairs, reasons = find_pairs(article)
-    assert [pair["answer"] for pair in pairs] == [
-        "Hill Race won.",
-        "12 May 2025",
-        "Munich. Anna Berg won the Hill Race on Sunday. The race took place in Garmisch.",
-    ]
+    assert [pair["kind"] for pair in pairs] == list(ORIGINAL_KINDS)
+    assert [pair["answer"] for pair in pairs][:2] == ["Hill Race won.", "12 May 2025"]
+    assert pairs[2]["answer"].startswith("Munich. Anna Berg (GER) won")
     assert not reasons
-    context = article_context(article)
-    assert all(context[slice(*pair["evidence"])] == pair["answer"] for pair in pairs)
 
 
-@pytest.mark.parametrize("text", ["", "   \n\n ", "Heading only", "Phone: 1234 567.", "- Check against delivery –"])
-def test_no_sound_answer_is_counted(text):
+@pytest.mark.parametrize(
+    "text", ["", "   \n\n ", "Heading only", "Phone: 1234 567.", "- Check against delivery –", "Ladies and Gentlemen,"]
+)
+def test_no_sound_first_paragraph_is_counted(text):
     pairs, reasons = find_pairs(make_article(text))
     assert [pair["kind"] for pair in pairs] == ["title", "date"]
     assert reasons == {"about: no paragraph is a sentence": 1}
 
 
+def test_an_article_in_one_paragraph_gives_its_first_sentences(corpus):
+    articles, splitter = corpus
+    for article in articles[:5]:
+        pairs, _ = find_pairs({**article, "text": " ".join(article["text"].split())}, splitter=splitter)
+        assert 500 < len(pairs[2]["answer"]) <= qa_rules.ABOUT_LIMIT
+
+
 def test_unknown_kind_is_named():
     with pytest.raises(ValueError, match="got 'poem', need some of title, date, about"):
         find_pairs(make_article(), kinds=("title", "poem"))
+
+
+def test_a_small_article_is_asked_what_people_ask():
+    pairs, _ = find_pairs(make_article(), KINDS)
+    answers = {pair["question"]: pair["answer"] for pair in pairs}
+    assert answers["Why was the Hill Race cancelled in 2024?"] == "due to weather conditions"
+    assert answers["Where is the BMW iX3 built?"] == "Debrecen"
+    assert answers["How many employees does the plant in Ulm have?"] == "around 5,300"
+    assert "Leo Kurz" in answers.values() and "Head of Sales at Berg Racing" in answers.values()
+
+
+def test_pairs_of_the_sample_corpus_are_grounded_and_none_is_asked_twice(corpus):
+    articles, splitter = corpus
+    for article in articles:
+        context = article_context(article)
+        pairs, _ = find_pairs(article, KINDS, None, splitter, articles)
+        assert len({pair["question"] for pair in pairs}) == len(pairs)
+        for pair in pairs:
+            assert re.search(r"[?]$", pair["question"]) and "\n" not in pair["question"]
+            if pair["kind"] in SPANS:
+                assert context[slice(*pair["evidence"])] == pair["answer"] == pair["answer"].strip() != ""
+            elif pair["kind"] == "unanswerable":
+                assert pair["answer"] == UNANSWERABLE and pair["evidence"] is None
+            else:
+                assert pair["answer"] in ("Yes", "No")
+                assert pair["evidence"] or pair["answer"] == "No"
+
+
+def test_an_average_article_gives_a_dozen_pairs_of_many_kinds(corpus):
+    articles, splitter = corpus
+    usual = [article for article in articles if 3500 < len(article["text"]) < 6000]
+    found = [find_pairs(article, KINDS, 15, splitter, articles)[0] for article in usual]
+    assert sum(len(pairs) == 15 for pairs in found) > 0.9 * len(found)
+    assert sum(len({pair["kind"] for pair in pairs}) >= 7 for pairs in found) > 0.95 * len(found)
+    said = Counter(pair["answer"] for pairs in found for pair in pairs if pair["kind"] == "yes_no")
+    assert 0.7 < said["Yes"] / said["No"] < 1.4
+
+
+def test_the_limit_never_cuts_the_original_kinds_and_the_rest_is_counted(corpus):
+    articles, splitter = corpus
+    everything, _ = find_pairs(articles[0], KINDS, None, splitter)
+    pairs, reasons = find_pairs(articles[0], KINDS, 5, splitter)
+    assert pairs == everything[:5]
+    assert sum(count for reason, count in reasons.items() if "limit" in reason) >= len(everything) - 5
+    assert [pair["kind"] for pair in find_pairs(articles[0], KINDS, 1, splitter)[0]] == list(ORIGINAL_KINDS)
+
+
+def test_the_same_seed_gives_the_same_pairs_and_another_seed_others(corpus):
+    articles, splitter = corpus
+    first, again, other = (find_pairs(articles[3], KINDS, 15, splitter, articles, seed)[0] for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_a_question_without_answer_names_what_the_article_does_not_tell():
+    article = make_article("Munich. The BMW iX3 has been shown to a small circle of guests in Garmisch this week.")
+    other = make_article("Ulm. Berg Racing was founded in 1999. The plant in Ulm employs 640 people.", name="T2EN")
+    questions = [pair["question"] for pair in find_pairs(article, ("unanswerable",), others=[article, other])[0]]
+    assert questions and all(re.search("iX3|Ulm|Berg|Hill Race", question) for question in questions)
+    assert "How much does the BMW iX3 cost?" not in [
+        pair["question"]
+        for seed in range(9)
+        for pair in find_pairs(make_article("The BMW iX3 costs 60,000 euros in Ulm."), ("unanswerable",), seed=seed)[0]
+    ]
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "They won the Hill Race in Garmisch on Sunday.",
+        "This makes the Hill Race in Garmisch special.",
+        "If it rains, the Hill Race will be held in Ulm on 3 May.",
+        "The cars built in Munich and Leipzig last year, and those from Ulm.",
+        "We opened the plant in Ulm in 2024.",
+        "The Hill Race has never been won by Anna Berg.",
+    ],
+)
+def test_a_sentence_that_could_be_misread_is_left_alone(sentence):
+    pairs, _ = find_pairs(make_article("Munich. " + sentence), ("who", "where", "when", "figure", "why", "definition"))
+    assert pairs == []
+
+
+def test_damaged_texts_never_crash_and_stay_grounded(corpus):
+    articles, splitter = corpus
+    rng = random.Random(0)
+    damages = [
+        lambda text: text.replace("\n\n", "\n"),
+        lambda text: " ".join(text.split()),
+        lambda text: text.replace(" ", "\n  ").replace("\n  \n", "\n"),
+        lambda text: text[: rng.randrange(len(text))],
+        lambda text: "".join(
+            rng.choice([c, c, c, "\t", "\u202f", "“", '"', "(", "€"]) if c == " " else c for c in text
+        ),
+        lambda text: text.upper(),
+    ]
+    for damage in damages:
+        for article in rng.sample(articles, 5):
+            broken = {**article, "text": damage(article["text"])}
+            context = article_context(broken)
+            for pair in find_pairs(broken, KINDS, None, splitter, articles[:3])[0]:
+                if pair["kind"] in SPANS:
+                    assert context[slice(*pair["evidence"])] == pair["answer"] == pair["answer"].strip() != ""
+
+
+def test_the_command_prints_pairs_to_read():
+    command = [sys.executable, ROOT / "qa_rules.py", "--sample", "12", "--seed", "7"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True, encoding="utf-8").stdout.splitlines()
+    assert len(lines) == 12 and all(line.split(" | ")[0] in KINDS and "| T09" in line for line in lines)
+
+
+def test_the_audit_says_of_every_pair_whether_it_is_accepted():
+    rows = [json.loads(line) for line in (ROOT / "data" / "pair_audit.jsonl").read_text(encoding="utf-8").splitlines()]
+    for source, least in (("sample", 150), ("real", 60)):
+        some = [row for row in rows if row["source"] == source]
+        assert len(some) >= least and sum(row["ok"] for row in some) >= 0.95 * len(some)
+        assert all(("question" in row) == (source == "sample") and row["note"] for row in some if not row["ok"])

@@ -112,19 +112,19 @@ class PoliteSite:
                     url, stream=True, allow_redirects=False, timeout=(10, self.page_seconds)
                 ) as response:
                     if not response.is_redirect:
-                        return self._read(response, kind)
+                        return self._body(response, kind)
                     url = urljoin(url, response.headers["Location"])
             except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as fault:
                 raise _TryAgain(f"connection failed ({type(fault).__name__})") from fault
             finally:
                 self._last = time.monotonic()
             if urlsplit(url).netloc != self.host:
-                raise FetchError(f"redirect to another host ({urlsplit(url).netloc}), not followed")
+                raise FetchError(f"redirect to another host ({urlsplit(url).netloc!r}), not followed")
             if kind == "html" and not self.robots.can_fetch(AGENT, url):
                 raise FetchError("redirect to a page that robots.txt forbids")
         raise FetchError("more than 5 redirects")
 
-    def _read(self, response: requests.Response, kind: str) -> str:
+    def _body(self, response: requests.Response, kind: str) -> str:
         status, got = response.status_code, response.headers.get("Content-Type", "no content type")
         if kind != "html" and status in (404, 410):
             return ""
@@ -134,7 +134,7 @@ class PoliteSite:
         if status != 200:
             raise FetchError(f"HTTP {status}")
         if kind == "html" and "html" not in got:
-            raise FetchError(f"got {got}, need HTML")
+            raise FetchError(f"got {got!r}, need HTML")
         body, deadline = bytearray(), time.monotonic() + self.page_seconds
         # read1 gives what has come so far: read and iter_content wait for a full chunk, for ever on a page that drips
         while chunk := response.raw.read1(2**16, decode_content=True):

@@ -220,7 +220,7 @@ class PressClub:
         self.fragments = 100  # how often the scroll brings something
         self.delay = 0.0  # seconds each answer takes
         self.robots = "User-agent: *\nDisallow: /global/internal/\n"
-        self.elsewhere = "http://127.0.0.2:9/"  # the other host that a redirect and a picture point to
+        self.elsewhere = "http://127.0.0.2:9"  # the other host that a redirect, a picture and a script point to
         self.before_answer = lambda path: None
         self._server = _Server(("127.0.0.1", port), type("Handler", (_Handler,), {"site": self}))
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/global"
@@ -258,7 +258,9 @@ class PressClub:
                 for a in self.page(1)[:3]
             )
             text = f"""{HEAD.format(title="PressClub Global · Articles")}<div id="top-stories">{top}</div>
-<img src="{self.elsewhere}pixel.png" alt=""><div class="content-left"><h3>PressClub Global · Articles.</h3>
+<img src="{self.elsewhere}/pixel.png" alt="">
+<script async src="{self.elsewhere}/statistics.js"></script>
+<div class="content-left"><h3>PressClub Global · Articles.</h3>
 <div id="filter-tags"></div><div class="content">{feed}{BUTTON if self.button else ""}
 <div id="lazy-loader" class="loading ispinner gray animating hidden"></div></div></div>{side}
 {loader}{CONSENT if self.consent else ""}{FOOT}"""

@@ -173,7 +173,7 @@ FAULTS = {  # fault: (how often it strikes, what the run says of the article)
     "halved": (1, "fetched"),
     "moved": (1, "fetched"),
     "gone": (1, "HTTP 404"),
-    "pdf": (1, "got application/pdf, need HTML"),
+    "pdf": (1, "got 'application/pdf', need HTML"),
     "away": (1, "redirect to another host"),
     "huge": (1, "larger than 5 MB"),
     "endless": (1, "not finished after 2 s"),

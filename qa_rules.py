@@ -194,9 +194,9 @@ HAPPENS = re.compile(
     r"|finish|end|won|win|build|built|seen|spend|grow|race)\b"
     r"|(?:be |been |^)(?!finish|paint|upholst|cover|coat|trim|pric)\w+ed\b"
 )
-TIME = rf"on|from|until|since|between|in {DATE}|in {MONTH}|at \d\S*"
+TIME = rf"on|from|until|since|between|in {DATE}|in {MONTH}|in the (?:\w+ )?(?:quarter|half|presence)|at \d\S*"
 PLACE = re.compile(
-    rf" (?:in|at|near) (?!{DATE}|{MONTH}|\w+day|\d|more|about)"
+    rf" (?:in|at|near) (?!{DATE}|the presence|{MONTH}|\w+day|\d|more|about)"
     rf"((?:(?!(?:for|with|by|to|as|during|over|after|{TIME})\b)\S+ )*?(?:(?!for|with|by)\S)+)(?= (?:{TIME})\b| *$)"
 )
 NO_PLACE = re.compile(
@@ -289,8 +289,9 @@ COUNT = re.compile(
     r"(?:[a-zà-ÿ-]+[^s\W]s(?<!was|has| is)|people|women|men|children)\b)"
 )
 AMOUNT = re.compile(
-    rf"({ABOUT}(?:{NUMBER} ?{UNIT}|€ ?{DIGITS}(?: [mb]illion)?)(?: per (?:cent|person|child|month|year))?)"
-    r"(?![\w%]|[.,]\d| (?:[mb]illion|to|of|per)\b)"
+    rf"({ABOUT}(?:{NUMBER} ?{UNIT}(?:/{DIGITS} ?{UNIT})?|€ ?{DIGITS}(?: [mb]illion)?)"
+    r"(?: per (?:cent|person|child|month|year))?)"
+    r"(?![\w%/]|[.,]\d| (?:[mb]illion|to|of|per)\b)"
 )
 BY_AMOUNT = re.compile(rf"by {AMOUNT.pattern}")
 OF_AMOUNT = re.compile(
@@ -298,13 +299,17 @@ OF_AMOUNT = re.compile(
 )
 LONG = re.compile(r" (long|wide|high|tall|heavy|thick|deep|away|old)\b")
 HOW_MUCH = {"cost": "How much", "weigh": "How much", "last": "How long", "take": "How long"}
+CROWD = re.compile(
+    r"employees|visitors|spectators|guests|viewers|fans|participants|teams|drivers|riders|starters|volunteers|apprentices"
+    r"|students|engineers|suppliers|countries|nations|markets|entries|applications|locations|vehicles|models|events|laps|races"
+)
 MEASURE = re.compile(
     r"(?:output|torque|range|speed|capacity|length|width|height|depth|weight|diameter|price|purse|fund|volume|temperature"
     r"|share|rate|bonus|dividend|margin|consumption|displacement|radius|power|load|cost|area|fee|surcharge|warranty|humidity"
     r"|content|allowance|investment|budget|gradient|wheelbase|size|time|resolution)$"
 )
 VAGUE = re.compile(
-    r"\b(?:times|things|ways|others?|parts|years?|days|hours|weeks|months|minutes|members|per|total|further|more|additional"
+    r"\b(?:people|times|things|ways|others?|parts|years?|days|hours|weeks|months|minutes|members|per|total|further|more|additional"
     r"|new|steps|points|ones|kinds|types|sides|cases|areas|reasons|thirds|quarters|first|last|next|previous|million|region"
     r"|plus|advantage|distance|saving|guarantees|thus|that|who|which|than|at)\b"
 )
@@ -361,7 +366,8 @@ def mentioned(page: Page) -> Found:
             words = match[word].strip()
             *others, last = words.split()
             if pattern is COUNT:
-                sound = re.search(r"\d\d", match[1]) and not re.match(" and ", page.flat[match.end() :])
+                many = re.search(r"\d{3}", match[1]) or re.search(r"\d\d", match[1]) and CROWD.search(last)
+                sound = many and not re.match(" and ", page.flat[match.end() :])
             else:
                 sound = MEASURE.search(last)
             once = len(re.findall(rf"\b{re.escape(last)}\b", page.plain)) == 1
@@ -531,7 +537,7 @@ def falsify(question: str, rng: random.Random) -> str:
     months = re.findall(rf"\b{MONTH}\b", question)
     if len(months) == 1:
         return question.replace(months[0], rng.choice([month for month in MONTHS if month != months[0]]))
-    figures = rf"(?<![-#.,/\w])({DIGITS}|{'|'.join(WORDS)})(?= (?:million |billion )?(?:{UNIT}|[a-z]{{4,}}s\b))"
+    figures = rf"(?<![-#.,/:\w])({DIGITS}|{'|'.join(WORDS)})(?= (?:million |billion )?(?:{UNIT}|[a-z]{{4,}}s\b))"
     found = list(re.finditer(figures, question))
     if len(found) != 1 or re.search(r"\b(?:more|less|fewer|over|least|up to|most|nearly|almost)\b", question):
         return question
@@ -726,6 +732,7 @@ def candidates(kind: str, page: Page, others: Sequence[Page], rng: random.Random
     for rule in (mentioned, figure) if kind == "figure" else (RULES[kind],):
         found = list(rule(page))
         for question, start, end in rng.sample(found, len(found)):
+            end += page.context.startswith(".", end) and page.context[:end].endswith((" a.m", " p.m"))
             question = tidy(question if isinstance(question, str) else rng.choice(question))
             if kind in ("where", "when", "why") and len(question.split()) < 5:
                 continue  # "When did work begin?": which work?

@@ -12,6 +12,7 @@ from nltk.tokenize.punkt import PunktSentenceTokenizer, PunktTrainer
 
 MONTHS = "January February March April May June July August September October November December".split()
 ABBREVIATIONS = "dr prof mr mrs ms st no nos ca approx incl excl max min vs jr sr inc corp ltd e.g i.e a.m p.m".split()
+UNITS = "kw hp nm kwh km kg mm cm m g l s h".split()
 
 Span = tuple[int, int]
 
@@ -49,6 +50,7 @@ def train_splitter(texts: Iterable[str]) -> PunktSentenceTokenizer:
         trainer.train(text, finalize=False)
     trainer.finalize_training()
     parameters = trainer.get_params()
+    parameters.abbrev_types -= set(UNITS)  # a sentence may well end with one
     parameters.abbrev_types.update(ABBREVIATIONS)
     return PunktSentenceTokenizer(parameters)
 
@@ -105,7 +107,7 @@ WEEKDAY = r"(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day"
 YEAR = r"\b(?:19|20)\d\d\b"
 DAY = rf"(?:{WEEKDAY},?\s)?\d\d?\s{MONTH}\b(?:,?\s{YEAR})?"
 DATE = rf"(?:{DAY}|{MONTH}\s{YEAR}|{YEAR}|(?:spring|summer|autumn|winter)\s(?:of\s)?{YEAR})"
-CLOCK = r"(?:\sat\s\d\d?[:.]\d\d(?:\s[ap]\.?m\.?)?)?"
+CLOCK = r"(?:\sat\s\d\d?(?:[:.]\d\d)?(?:\s[ap]\.?m\.?)?)?"
 CAPITAL = r"[A-ZÀ-ÖØ-ÞŠŽŁ][\w’'-]*"
 TITLE = r"(?:(?:Prof|Dr|Mr|Ms|Mrs)\.?\s)+"
 NAME = rf"{TITLE[:-1]}*{CAPITAL}(?:\s(?:[A-Z]\.|{CAPITAL}|de|da|di|del|van|von|der|den|la|le|zu)){{1,3}}"
@@ -146,11 +148,11 @@ TRANSITIVE = (  # an object must follow, or "the car built in Munich" would be a
     "weigh embody reflect enable claim welcome purchase handle collect conceal showcase enter defend describe display "
     "house illustrate explore design manufacture assemble acquire award appoint study train test evaluate examine "
     "visit help finance learn sign change ensure occupy affect form earn allow assume guide exceed surpass crown "
-    "select"
+    "select attend cross"
 ).split()
 NOUNS = (  # "offers" and the like: nouns too, unless an object follows
     "offer feature supply start test measure cover use need end visit drive run win work launch move host mark reach "
-    "claim return increase decrease change sign form guide house study train design cost lead show rise fall stand "
+    "claim return change sign form guide house study train design cost lead show rise fall stand "
     "account date support award release finish lie draw pay amount purchase help total travel display"
 ).split()
 
@@ -238,6 +240,7 @@ PARTICIPLE = re.compile(rf"{ADVERB}((?: been| being)? {DONE}| been\b|)")
 INFINITIVE = re.compile(rf"{ADVERB}( be\b(?: {DONE})?| \w+|)")
 OBJECT = re.compile(
     r" (?:also |now |already )?(?:the|a|an|its|their|his|her|all|each|more|up to|over|around|about|only|just|no|new"
+    r"|victory|pole position|part|first|second|third|fourth|fifth"
     rf"|special|(?<!ed )by(?= \d)|{CAPITAL}|“\w+|€?\d[\d.,]*|{'|'.join(WORDS)})(?=\W|$)"
 )
 PREPOSITION = re.compile(
@@ -250,7 +253,7 @@ TRAILING = re.compile(
 )
 HANGING = re.compile(r"\b(?:the|an?|of|for|in|and|to|at|on|with|by)$")
 TOKEN = re.compile(r"[\w’'-]+|[^\s\w]")
-NO_CLAUSE = {*";:–—/%", "that", "which", "who", "whose", "when", "where", "as", "than", "because", "while"}
+NO_CLAUSE = {*";:–—/%", "that", "which", "who", "whose", "when", "where", "as", "because", "while"}
 SECOND = re.compile(rf"\b(?:{'|'.join(BE + HAVE + MODAL)}|allows|ensures|makes|becomes|remains)\b")
 QUOTATION = re.compile(r"[“\"„][^“”\"„]{30,}[”\"“]")
 COMMAS = (  # inside a date or a place, where no clause ends
@@ -340,7 +343,11 @@ def read_clause(flat: str, sentence: Span, people: frozenset[str]) -> Clause | N
         return None
     names, place, after, aux, base = verb
     lead = lead[0].strip(" ,") if lead else ""
-    if "," in names and not all(is_person(name, people) for name in split_names(names)) or len(names.split()) > 14:
+    if (
+        re.search(r",(?!\d)", names)
+        and not all(is_person(name, people) for name in split_names(names))
+        or len(names.split()) > 14
+    ):
         return None
     if (
         NO_SUBJECT.match(re.sub(rf"^{ABOUT}(?=\d)", "", names))
@@ -353,7 +360,12 @@ def read_clause(flat: str, sentence: Span, people: frozenset[str]) -> Clause | N
     if second := SECOND.search(flat, after, stop):
         stop = max(flat.rfind(" and ", after, second.start()), flat.rfind(" or ", after, second.start()))
     rest = flat[after : max(after, stop)]
-    cut = stop < 0 or flat.startswith(" that", stop) and (base or not re.match(" (?:an?|the) ", rest))
+    cut = (
+        stop < 0
+        or flat.startswith((", at least", ", at most", ", except"), stop)
+        or flat.startswith(" that", stop)
+        and (base or not re.match(" (?:an?|the) ", rest))
+    )
     if cut or ENUMERATION.match(flat, stop) or UNCLEAR.search(rest) or not rest.strip() + base:
         return None
     return Clause(sentence, lead, (start, start + len(names)), (place, after), aux, base, (after, stop))
@@ -416,8 +428,10 @@ def subject_of(page: Page, clause: Clause) -> str:
         return text
     if not more:
         return lower if re.search(r"(?:[ts]ion|ment|ity|ance|ness|work|[^s]s)$", first, re.I) else text
+    if re.search(r"(?:[ts]ion|ment|ity|ance|ness|[^s]s)$", first) and more[0].islower():
+        return text if is_person(first, page.people) else lower
     known = re.search(rf"(?:[a-zà-ÿ,]|\b[A-Z]\.) {re.escape(first)}\b", page.flat) or is_person(first, page.people)
-    return text if known or more[0].isupper() or more[0].isdigit() else lower
+    return text if known or re.match(r"[A-Z\d]|(?:of|for|at|in|de) [A-Z]", more) else lower
 
 
 def told(page: Page, clause: Clause, start: int) -> str:
@@ -439,7 +453,7 @@ def ask(page: Page, clause: Clause, wh: str, gap: Span | None = None) -> str:
     rest = re.sub(r" (?:already|only|just)\s*$", "", rest)
     lead = clause.lead[:1].lower() + clause.lead[1:]
     question = tidy(f"{wh} {clause.aux} {subject_of(page, clause)} {clause.base} {rest} {lead}?")
-    return question[0].upper() + question[1:]
+    return question[0].upper() + re.sub(r"\.m\?$", ".m.?", question[1:])
 
 
 def is_clear(page: Page, clause: Clause) -> bool:

@@ -1,0 +1,269 @@
+"""One pass an article is exact: the losses, gradients, answers and perplexities of separate rows, in fp32.
+
+Models are random, two layers, 64 wide, with two query heads a key; the article is longer than a block of attention.
+"""
+
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+import bmwqa_utils as bq
+
+SHAPE = dict(vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=2, tie_word_embeddings=True)
+SHAPE |= dict(num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.1)
+ENV = os.environ | {"PYTHONPATH": str(bq.ROOT)}  # of a test that runs in a process of its own
+CONFIGS = {"qwen2": Qwen2Config, "llama": LlamaConfig}
+
+
+def make_model(name: str = "qwen2", lora: bool = False, attention: str = "blocks", **changes):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS[name](**SHAPE | changes)).eval()
+    model.set_attn_implementation(attention)
+    if lora:
+        model = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
+        for key, weight in model.named_parameters():
+            if "lora_B" in key:  # zero at the start, where the gradient of A would be zero too
+                torch.nn.init.normal_(weight, std=0.1)
+    return model
+
+
+def make_group(questions: int, article: int = 150, seed: int = 0) -> dict:
+    draw = random.Random(seed)
+
+    def ids(count):
+        return [draw.randrange(300) for _ in range(count)]
+
+    branches = []
+    for _ in range(questions):
+        question, answer = ids(draw.randint(3, 9)), ids(draw.randint(1, 12))
+        branches.append({"input_ids": question + answer, "labels": [bq.IGNORE] * len(question) + answer})
+    return {"article_id": f"{seed}", "prefix": ids(article), "branches": branches}
+
+
+def loss_and_gradients(model, batch: dict) -> tuple[float, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    labels = batch.pop("labels")
+    loss = bq.answer_loss(model(**batch), labels)
+    loss.backward()
+    return loss.item(), {name: w.grad.clone() for name, w in model.named_parameters() if w.requires_grad}
+
+
+def test_the_batch_of_a_toy_to_the_integer():
+    """Two article tokens, two questions of two tokens; the answers are [23] and [33, 34]."""
+    branches = [
+        {"input_ids": [21, 22, 23], "labels": [-100, -100, 23]},
+        {"input_ids": [31, 32, 33, 34], "labels": [-100, -100, 33, 34]},
+    ]
+    batch = bq.share_prefix({"article_id": "toy", "prefix": [11, 12], "branches": branches})
+    assert batch["input_ids"].tolist() == [[11, 12, 21, 22, 23, 31, 32, 33, 34]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 2, 3, 4, 5]]
+    assert batch["logits_to_keep"].tolist() == [3, 6, 7]  # 22 predicts 23; 32 predicts 33, and 33 predicts 34
+    assert batch["labels"].tolist() == [[23, -100], [33, 34]]
+    assert ["".join("x" if sees else "." for sees in row) for row in batch["attention_mask"][0, 0].tolist()] == [
+        "x........",
+        "xx.......",
+        "xxx......",
+        "xxxx.....",
+        "xxxxx....",
+        "xx...x...",
+        "xx...xx..",
+        "xx...xxx.",
+        "xx...xxxx",
+    ]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "blocks"])
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("questions", [1, 2, 3, 7, 12])
+def test_loss_and_every_gradient_are_those_of_separate_rows(name, lora, attention, questions):
+    model, group = make_model(name, lora, attention), make_group(questions)
+    loss, gradients = loss_and_gradients(model, bq.share_prefix(group))
+    model.set_attn_implementation("sdpa")
+    expected, other = loss_and_gradients(model, bq.separate_rows(group))
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert gradients.keys() == other.keys()
+    for key in gradients:
+        assert (gradients[key] - other[key]).norm() <= 1e-4 * other[key].norm(), key
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "blocks"])
+def test_a_changed_token_changes_its_own_branch_alone(attention):
+    model, group = make_model(attention=attention), make_group(3)
+    batch = bq.share_prefix(group)
+    del batch["labels"], batch["logits_to_keep"]
+    sizes = [len(group["prefix"])] + [len(branch["input_ids"]) for branch in group["branches"]]
+    changed = batch | {"input_ids": batch["input_ids"].clone()}
+    changed["input_ids"][0, sizes[0] + sizes[1]] += 1  # the first token of the second branch
+    with torch.no_grad():
+        moved = (model(**batch).logits - model(**changed).logits).abs().amax(-1)[0].split(sizes)
+    assert [part.max().item() > 0 for part in moved] == [False, False, True, False]
+    assert (moved[2] > 0).all()
+
+
+def test_attention_in_blocks_is_torchs_attention():
+    batch = bq.share_prefix(make_group(5, article=300))
+    labels = batch.pop("labels")
+    with torch.no_grad():
+        one, other = (make_model(attention=kind)(**batch).logits for kind in ("sdpa", "blocks"))
+    assert len(labels) == 5
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Scores and answers
+
+
+@pytest.fixture
+def rows():
+    article = "Munich. The plant opened in May with 40 engines.\n\nIt is open every day, and free. " * 3
+    pairs = [("Where?", "Munich"), ("When did it open, and with what?", "in May with 40 engines"), ("Free?", "Yes")]
+    pairs = [(context, *pair) for context in (article, "Steyr. A short text.") for pair in pairs]
+    return [
+        {"article_id": context[:3], "context": context, "question": question, "answer": answer}
+        for context, question, answer in pairs
+    ]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_answers_are_those_of_plain_generate(name, rows, embedded_tokenizer):
+    end = embedded_tokenizer.eos_token_id
+    model = make_model(name, vocab_size=len(embedded_tokenizer), eos_token_id=end, pad_token_id=end)
+    answers = bq.generate_answers(model, embedded_tokenizer, rows, max_new_tokens=12)
+    model.set_attn_implementation("sdpa")
+    for row, answer in zip(rows, answers, strict=True):
+        prompt = bq.encode_example(embedded_tokenizer, row)
+        prompt = [i for i, label in zip(*prompt.values(), strict=True) if label == bq.IGNORE]
+        plain = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=12)[0, len(prompt) :]
+        assert answer["tokens"] == len(plain)
+        assert answer["answer"] == embedded_tokenizer.decode(plain, skip_special_tokens=True).strip()
+        assert answer["stopped"] == (plain[-1] == end)
+
+
+def test_perplexity_is_that_of_one_row_at_a_time(rows, embedded_tokenizer):
+    model = make_model(vocab_size=len(embedded_tokenizer))
+    scored = bq.perplexity(model, embedded_tokenizer, rows)
+    nll, tokens = 0.0, 0
+    for row, got in zip(rows, scored["rows"], strict=True):
+        example = {key: torch.tensor([ids]) for key, ids in bq.encode_example(embedded_tokenizer, row).items()}
+        supervised = (example["labels"] != bq.IGNORE).sum().item()
+        with torch.no_grad():
+            row_nll = model(**example).loss.item() * supervised
+        assert got["tokens"] == supervised and got["nll"] == pytest.approx(row_nll, rel=1e-5)
+        nll, tokens = nll + row_nll, tokens + supervised
+    assert scored["perplexity"] == pytest.approx(math.exp(nll / tokens), rel=1e-5)
+
+
+def test_uniform_logits_have_the_perplexity_of_the_vocabulary(rows, embedded_tokenizer):
+    model = make_model(vocab_size=len(embedded_tokenizer), tie_word_embeddings=False)
+    torch.nn.init.zeros_(model.lm_head.weight)
+    scored = bq.perplexity(model, embedded_tokenizer, rows)
+    assert scored["perplexity"] == pytest.approx(len(embedded_tokenizer), rel=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training
+
+
+def make_trainer(model, folder, groups: list[dict], callbacks=(), **changes) -> Trainer:
+    """As the notebook makes it."""
+    settings = dict(max_steps=len(groups), learning_rate=1e-3, per_device_train_batch_size=1, save_strategy="no")
+    settings |= dict(train_sampling_strategy="sequential", logging_steps=1, logging_nan_inf_filter=False)
+    settings |= dict(remove_unused_columns=False, dataloader_pin_memory=False, disable_tqdm=True, save_total_limit=2)
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(str(folder), **settings | bq.hardware_arguments(torch.float32) | changes),
+        train_dataset=groups,
+        data_collator=lambda batch: bq.share_prefix(batch[0]),
+        compute_loss_func=bq.answer_loss,
+        callbacks=[bq.StepReport(groups, "test"), *callbacks],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def losses(trainer) -> list[float]:
+    return [log["loss"] for log in trainer.state.log_history if "loss" in log]
+
+
+def test_a_lora_step_moves_the_adapters_alone(tmp_path):
+    model = make_model(lora=True)
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    trainer = make_trainer(model, tmp_path, [make_group(3)])
+    trainer.train()
+    moved = {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
+    assert moved == {name for name in before if "lora_" in name}
+
+
+def test_a_full_step_moves_every_weight_by_fused_adamw(tmp_path):
+    model = make_model()
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    trainer = make_trainer(model, tmp_path, [make_group(3)])
+    trainer.train()
+    assert all(not torch.equal(weight, before[name]) for name, weight in model.named_parameters())
+    assert trainer.optimizer.optimizer.__class__ is torch.optim.AdamW
+    assert trainer.optimizer.optimizer.defaults["fused"] is True
+
+
+def test_the_usual_trainer_has_the_same_loss_curve(tmp_path):
+    """One pair a step in the same order: with `labels=` and the model's own loss, and our way."""
+    groups = [make_group(1, article=60, seed=seed % 5) for seed in range(20)]
+    ours = make_trainer(make_model(), tmp_path, groups)
+    ours.train()
+
+    def usual_batch(batch):
+        (group,) = batch
+        (branch,) = group["branches"]
+        labels = [bq.IGNORE] * len(group["prefix"]) + branch["labels"]
+        return {"input_ids": torch.tensor([group["prefix"] + branch["input_ids"]]), "labels": torch.tensor([labels])}
+
+    usual = Trainer(model=make_model(attention="sdpa"), args=ours.args, train_dataset=groups, data_collator=usual_batch)
+    usual.train()
+    assert losses(ours)[-1] < losses(ours)[0]
+    assert losses(ours) == pytest.approx(losses(usual), rel=1e-3)
+
+
+class KilledIn(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def long_run(folder, callbacks=()):
+    groups = [make_group(2, article=40, seed=seed) for seed in range(7)]
+    return make_trainer(make_model(), folder, groups, callbacks, save_strategy="steps", save_steps=2)
+
+
+def test_a_killed_run_goes_on_with_the_losses_of_an_unbroken_one(tmp_path):
+    unbroken = long_run(tmp_path / "unbroken")
+    unbroken.train()
+    run = subprocess.run([sys.executable, __file__, str(tmp_path / "killed")], capture_output=True, text=True, env=ENV)
+    assert run.returncode == -signal.SIGKILL, run.stderr[-2000:]
+    torn = tmp_path / "killed" / "checkpoint-6"
+    torn.mkdir()  # as if the kill had come while it was written
+    last = bq.last_checkpoint(tmp_path / "killed")
+    assert Path(last).name == "checkpoint-4" and not torn.exists()
+    resumed = long_run(tmp_path / "killed")
+    resumed.train(resume_from_checkpoint=last)
+    assert losses(resumed) == losses(unbroken)
+    for one, other in zip(resumed.model.parameters(), unbroken.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    kept = sorted(path.name for path in (tmp_path / "killed").glob("checkpoint-*"))
+    assert kept == ["checkpoint-6", "checkpoint-7"]
+
+
+if __name__ == "__main__":  # the run that is killed in its sixth step
+    long_run(sys.argv[1], [KilledIn(6)]).train()

@@ -6,7 +6,7 @@ BIN := .venv/bin
 PARAMETERS := -p MODEL $(MODEL) $(if $(REVISION),-p REVISION $(REVISION)) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run evaluate test lint site refresh clean
+.PHONY: help setup run evaluate test lint site refresh bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -35,7 +35,15 @@ test: setup  ## every test, in a real browser, with the real model
 lint: setup  ## ruff, over the notebooks too
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-refresh: setup  ## run the notebooks and commit-ready outputs: notebooks in place, results/, README's tables
+site: setup  ## a local PressClub with fictional articles, to try extraction without internet
+	$(BIN)/python tests/pressclub_site.py --port 8765
+
+bench: setup  ## speed: Hugging Face Trainer, TRL and ours on the same rows, into benchmarks/
+	$(BIN)/pip install --quiet -r benchmarks/requirements.txt
+	$(BIN)/python benchmarks/bench.py $(ARGS)
+
+refresh: setup  ## run all notebooks in place as they are committed, results/ and README's tables from them
+	$(BIN)/python scripts/refresh_extraction.py
 	$(BIN)/python scripts/notebooks.py refresh $(PARAMETERS)
 
 clean:  ## delete what runs made; keeps .venv, models/ and data/raw

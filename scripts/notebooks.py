@@ -7,6 +7,7 @@ refresh   all notebooks in place, their outputs as they are committed, and resul
 
 import argparse
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -71,12 +72,41 @@ def strip(path: Path) -> None:
     nbformat.write(notebook, path)
 
 
-def closing_words(out_dir: Path) -> None:
-    results = json.loads((out_dir / "results.json").read_text(encoding="utf-8"))
+def read_results(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+
+
+def closing_words(results: dict) -> None:
     print(f"\nModel: {results['model']['name']} ({results['model']['revision']})")
     for variant, figures in results["variants"].items():
         print(f"perplexity {variant:<7}{figures['rule_made']['perplexity']['mean']:10.3f}")
     print("Files: " + ", ".join(results["files"]))
+
+
+def results_table(results: dict) -> str:
+    """README's table: each variant's scores with their 95 % intervals, from results.json and nothing else."""
+    machine, data = results["machine"], results["data"]
+    columns = [("rule_made", "perplexity"), ("benchmark", "perplexity"), ("benchmark", "f1"), ("benchmark", "stopped")]
+    lines = [
+        f"{results['model']['name']} ({results['model']['revision']}), {results['settings']['max_steps']} steps of one "
+        f"article each, {data['corpus']} corpus, on {machine['threads']} threads of {machine['processor']}.",
+        "Rule-made: title, date and content of the evaluation articles; benchmark: questions that a person wrote.",
+        "",
+        "| model | perplexity, rule-made | perplexity, benchmark | token F1, benchmark | stopped by itself |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for variant, figures in results["variants"].items():
+        cells = [figures[part][score] for part, score in columns]
+        shown = [f"{cell['mean']:.2f} [{cell['low']:.2f}, {cell['high']:.2f}]" for cell in cells]
+        lines.append(f"| {variant} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def readme(results: dict) -> str:
+    """README.md with its results written anew."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    pattern = re.compile(r"(<!-- results: .*? -->\n).*?(<!-- /results -->)", re.DOTALL)
+    return pattern.sub(lambda match: f"{match[1]}{results_table(results)}\n{match[2]}", text)
 
 
 def main() -> None:
@@ -97,7 +127,8 @@ def main() -> None:
             strip(notebook)
         for name in ("results.json", "eval_generations.jsonl"):
             shutil.copy(out_dir / name, ROOT / "results" / name)
-    closing_words(out_dir)
+        (ROOT / "README.md").write_text(readme(read_results(ROOT / "results")), encoding="utf-8")
+    closing_words(read_results(out_dir))
 
 
 if __name__ == "__main__":

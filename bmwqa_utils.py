@@ -4,6 +4,7 @@ Files and articles, question-answer pairs, the prompt and its labels, models, an
 Scraping, training settings and plots are in the notebooks: they are the story, this is the small print.
 """
 
+import gc
 import json
 import math
 import os
@@ -16,7 +17,6 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
 from datetime import date
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -28,12 +28,11 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
-from torch.nn.functional import cross_entropy
-from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, GenerationConfig, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from transformers.utils import logging
 
+from one_pass import IGNORE, answer_nll, decode_greedily, release_freed_memory, share_prefix
 from qa_rules import ORIGINAL_KINDS, article_context, find_pairs
 
 logging.disable_progress_bar()  # one for every model that is loaded
@@ -232,7 +231,6 @@ QUESTION = """{question}
 
 <|assistant|>
 """
-IGNORE = -100  # the label of a token that is not trained, as torch's cross entropy has it
 
 
 def format_prompt(context: str, question: str) -> str:
@@ -298,83 +296,6 @@ def token_lengths(rows: list[dict], tokenizer) -> list[int]:
     """The tokens of each row: prompt, answer and end of text."""
     prefixes = {context: len(encode_text(tokenizer, PREFIX.format(context=context))) for context in by_context(rows)}
     return [prefixes[row["context"]] + len(_encode_branch(tokenizer, row)["input_ids"]) for row in rows]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# One forward pass an article
-
-
-def share_prefix(group: dict) -> dict[str, torch.Tensor]:
-    """The batch [prefix | branch 1 | branch 2 | …]: T tokens in one row, in which no branch sees another.
-
-    input_ids, position_ids: [1, T]; positions restart after the prefix in every branch.
-    attention_mask: [1, 1, T, T], True where a token (row) sees another (column): backwards, the prefix and itself.
-    logits_to_keep: [S], the places that predict a supervised token; labels: [answers, longest], padded with IGNORE.
-    """
-    prefix, branches = group["prefix"], group["branches"]
-    ids, positions, owner, keep, labels = list(prefix), list(range(len(prefix))), [0] * len(prefix), [], []
-    for number, branch in enumerate(branches, start=1):
-        supervised = [i for i, label in enumerate(branch["labels"]) if label != IGNORE]
-        keep += [len(ids) + i - 1 for i in supervised]
-        labels.append(torch.tensor([branch["labels"][i] for i in supervised]))
-        ids += branch["input_ids"]
-        positions += range(len(prefix), len(prefix) + len(branch["input_ids"]))
-        owner += [number] * len(branch["input_ids"])
-    owner = torch.tensor(owner)
-    sees = (owner[None, :] == 0) | (owner[None, :] == owner[:, None])
-    return {
-        "input_ids": torch.tensor([ids]),
-        "position_ids": torch.tensor([positions]),
-        "attention_mask": sees.tril()[None, None],
-        "logits_to_keep": torch.tensor(keep),
-        "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE),
-    }
-
-
-def separate_rows(group: dict) -> dict[str, torch.Tensor]:
-    """The same group the usual way: one row a question, the article repeated in each, padded on the left.
-
-    input_ids, attention_mask, position_ids: [answers, longest row]; logits_to_keep: [longest answer], the last places
-    that predict; labels: [answers, longest answer], padded with IGNORE on the left.
-    """
-    rows = [group["prefix"] + branch["input_ids"] for branch in group["branches"]]
-    labels = [[label for label in branch["labels"] if label != IGNORE] for branch in group["branches"]]
-    (ids, mask), (labels, supervised) = pad_left(rows), pad_left(labels)
-    width, answer = ids.shape[1], labels.shape[1]
-    return {
-        "input_ids": ids,
-        "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
-        "attention_mask": mask,
-        "logits_to_keep": torch.arange(width - 1 - answer, width - 1),
-        "labels": labels.masked_fill(supervised == 0, IGNORE),
-    }
-
-
-def pad_left(rows: list[list[int]], device=None) -> tuple[torch.Tensor, torch.Tensor]:
-    """(ids, mask), both [rows, longest]: 0 where the mask, which knows by length and not by id, says padding."""
-    width = max(map(len, rows))
-    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=device)
-    return ids, torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-
-
-def answer_nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """[answers, longest]: the negative log-likelihood (nats) of each supervised token, 0 where the label is IGNORE.
-
-    logits: [1, S, vocabulary] of `share_prefix` or [answers, longest, vocabulary] of `separate_rows`.
-    """
-    supervised = labels != IGNORE
-    logits = logits[0] if len(logits) == 1 and logits.shape[1] == supervised.sum() else logits[supervised]
-    nll = cross_entropy(logits.float(), labels[supervised], reduction="none")
-    return torch.zeros(labels.shape, device=nll.device).masked_scatter(supervised, nll)
-
-
-def answer_loss(outputs, labels: torch.Tensor, num_items_in_batch=None) -> torch.Tensor:
-    """The loss of a step, for Trainer's `compute_loss_func`: the mean over the answers of each answer's mean NLL.
-
-    So a date counts as much as a first paragraph twenty times its length.
-    """
-    nll = answer_nll(outputs.logits, labels)
-    return (nll.sum(1) / (labels != IGNORE).sum(1)).mean()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -514,20 +435,6 @@ def hardware_arguments(dtype: torch.dtype) -> dict[str, bool]:
     return {"use_cpu": not torch.accelerator.is_available(), "bf16": dtype == torch.bfloat16}
 
 
-def choose_collator(model, group: dict) -> tuple[Callable, str]:
-    """`share_prefix` if it gives this model the losses of `separate_rows`, else the latter, and a line that says so."""
-    nll = []
-    with torch.inference_mode():
-        for collate in (share_prefix, separate_rows):
-            batch = {key: tensor.to(model.device) for key, tensor in collate(group).items()}
-            labels = batch.pop("labels")
-            nll.append(answer_nll(model(**batch).logits, labels).sum(1))
-    off = ((nll[0] - nll[1]).abs() / nll[1]).max().item()
-    if off < 1e-3:
-        return share_prefix, f"One pass an article: same losses as separate rows, up to a relative {off:.0e}."
-    return separate_rows, f"Separate rows: one pass an article is off by a relative {off:.0e}. Is the mask ignored?"
-
-
 class StepReport(TrainerCallback):
     """A bar with step, loss, speed and time left; an error that names step and article when a loss is not finite."""
 
@@ -597,6 +504,8 @@ class PeakMemory:
     """`with PeakMemory() as peak: …`, then `peak.gb`: the most memory this process held, looked at every 20 ms."""
 
     def __enter__(self):
+        gc.collect()
+        release_freed_memory()  # what an earlier model left behind is not this one's
         self.gb, self._done = 0.0, threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
@@ -643,29 +552,17 @@ def perplexity(model, tokenizer, rows: list[dict]) -> dict:
 def generate_answers(model, tokenizer, rows: list[dict], max_new_tokens: int = 96) -> list[dict]:
     """Greedy answers, {"answer", "stopped", "tokens"} a row: text, whether it ended by itself, tokens with that end.
 
-    An article is read once; its questions are a batch that goes on from there (padding stands between the two).
+    An article and its questions are read as in training, in one row; then every step adds one token to each answer that
+    has not ended, again in one row. So the article's keys and values are kept once, not once a question.
     """
-    end = tokenizer.eos_token_id
-    settings = GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=end, pad_token_id=end)
     answers = {}
     for context, members in by_context(rows).items():
-        prefix = torch.tensor([encode_text(tokenizer, PREFIX.format(context=context))], device=model.device)
-        cache = DynamicCache(config=model.config)
-        model(input_ids=prefix, past_key_values=cache, logits_to_keep=1)
-        cache.batch_repeat_interleave(len(members))
+        prefix = encode_text(tokenizer, PREFIX.format(context=context))
         questions = [encode_text(tokenizer, QUESTION.format(question=row["question"])) for _, row in members]
-        ids, seen = pad_left(questions, model.device)
-        output = model.generate(
-            input_ids=torch.cat([prefix.expand(len(members), -1), ids], 1),
-            attention_mask=torch.cat([torch.ones_like(prefix).expand(len(members), -1), seen], 1),
-            past_key_values=cache,
-            generation_config=settings,
-        )
-        for (index, _), new in zip(members, output[:, prefix.shape[1] + ids.shape[1] :].tolist(), strict=True):
-            stopped = end in new
-            new = new[: new.index(end) + 1] if stopped else new
-            text = tokenizer.decode(new, skip_special_tokens=True).strip()
-            answers[index] = {"answer": text, "stopped": stopped, "tokens": len(new)}
+        new = decode_greedily(model, prefix, questions, tokenizer.eos_token_id, max_new_tokens)
+        for (index, _), ids in zip(members, new, strict=True):
+            text = tokenizer.decode(ids, skip_special_tokens=True).strip()
+            answers[index] = {"answer": text, "stopped": ids[-1] == tokenizer.eos_token_id, "tokens": len(ids)}
     return [answers[index] for index in range(len(rows))]
 
 

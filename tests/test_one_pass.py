@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Trainer
 from transformers.trainer_callback import PrinterCallback
 
 import bmwqa_utils as bq
+import one_pass
 
 SHAPE = dict(vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=2, tie_word_embeddings=True)
 SHAPE |= dict(num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.1)
@@ -46,14 +47,14 @@ def make_group(questions: int, article: int = 150, seed: int = 0) -> dict:
     branches = []
     for _ in range(questions):
         question, answer = ids(draw.randint(3, 9)), ids(draw.randint(1, 12))
-        branches.append({"input_ids": question + answer, "labels": [bq.IGNORE] * len(question) + answer})
+        branches.append({"input_ids": question + answer, "labels": [one_pass.IGNORE] * len(question) + answer})
     return {"article_id": f"{seed}", "prefix": ids(article), "branches": branches}
 
 
 def loss_and_gradients(model, batch: dict) -> tuple[float, dict[str, torch.Tensor]]:
     model.zero_grad()
     labels = batch.pop("labels")
-    loss = bq.answer_loss(model(**batch), labels)
+    loss = one_pass.answer_loss(model(**batch), labels)
     loss.backward()
     return loss.item(), {name: w.grad.clone() for name, w in model.named_parameters() if w.requires_grad}
 
@@ -64,7 +65,7 @@ def test_the_batch_of_a_toy_to_the_integer():
         {"input_ids": [21, 22, 23], "labels": [-100, -100, 23]},
         {"input_ids": [31, 32, 33, 34], "labels": [-100, -100, 33, 34]},
     ]
-    batch = bq.share_prefix({"article_id": "toy", "prefix": [11, 12], "branches": branches})
+    batch = one_pass.share_prefix({"article_id": "toy", "prefix": [11, 12], "branches": branches})
     assert batch["input_ids"].tolist() == [[11, 12, 21, 22, 23, 31, 32, 33, 34]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 2, 3, 4, 5]]
     assert batch["logits_to_keep"].tolist() == [3, 6, 7]  # 22 predicts 23; 32 predicts 33, and 33 predicts 34
@@ -88,9 +89,9 @@ def test_the_batch_of_a_toy_to_the_integer():
 @pytest.mark.parametrize("questions", [1, 2, 3, 7, 12])
 def test_loss_and_every_gradient_are_those_of_separate_rows(name, lora, attention, questions):
     model, group = make_model(name, lora, attention), make_group(questions)
-    loss, gradients = loss_and_gradients(model, bq.share_prefix(group))
+    loss, gradients = loss_and_gradients(model, one_pass.share_prefix(group))
     model.set_attn_implementation("sdpa")
-    expected, other = loss_and_gradients(model, bq.separate_rows(group))
+    expected, other = loss_and_gradients(model, one_pass.separate_rows(group))
     assert loss == pytest.approx(expected, rel=1e-5)
     assert gradients.keys() == other.keys()
     for key in gradients:
@@ -100,7 +101,7 @@ def test_loss_and_every_gradient_are_those_of_separate_rows(name, lora, attentio
 @pytest.mark.parametrize("attention", ["sdpa", "blocks"])
 def test_a_changed_token_changes_its_own_branch_alone(attention):
     model, group = make_model(attention=attention), make_group(3)
-    batch = bq.share_prefix(group)
+    batch = one_pass.share_prefix(group)
     del batch["labels"], batch["logits_to_keep"]
     sizes = [len(group["prefix"])] + [len(branch["input_ids"]) for branch in group["branches"]]
     changed = batch | {"input_ids": batch["input_ids"].clone()}
@@ -112,7 +113,7 @@ def test_a_changed_token_changes_its_own_branch_alone(attention):
 
 
 def test_attention_in_blocks_is_torchs_attention():
-    batch = bq.share_prefix(make_group(5, article=300))
+    batch = one_pass.share_prefix(make_group(5, article=300))
     labels = batch.pop("labels")
     with torch.no_grad():
         one, other = (make_model(attention=kind)(**batch).logits for kind in ("sdpa", "blocks"))
@@ -143,7 +144,7 @@ def test_answers_are_those_of_plain_generate(name, rows, embedded_tokenizer):
     model.set_attn_implementation("sdpa")
     for row, answer in zip(rows, answers, strict=True):
         prompt = bq.encode_example(embedded_tokenizer, row)
-        prompt = [i for i, label in zip(*prompt.values(), strict=True) if label == bq.IGNORE]
+        prompt = [i for i, label in zip(*prompt.values(), strict=True) if label == one_pass.IGNORE]
         plain = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=12)[0, len(prompt) :]
         assert answer["tokens"] == len(plain)
         assert answer["answer"] == embedded_tokenizer.decode(plain, skip_special_tokens=True).strip()
@@ -156,7 +157,7 @@ def test_perplexity_is_that_of_one_row_at_a_time(rows, embedded_tokenizer):
     nll, tokens = 0.0, 0
     for row, got in zip(rows, scored["rows"], strict=True):
         example = {key: torch.tensor([ids]) for key, ids in bq.encode_example(embedded_tokenizer, row).items()}
-        supervised = (example["labels"] != bq.IGNORE).sum().item()
+        supervised = (example["labels"] != one_pass.IGNORE).sum().item()
         with torch.no_grad():
             row_nll = model(**example).loss.item() * supervised
         assert got["tokens"] == supervised and got["nll"] == pytest.approx(row_nll, rel=1e-5)
@@ -184,8 +185,8 @@ def make_trainer(model, folder, groups: list[dict], callbacks=(), **changes) -> 
         model=model,
         args=TrainingArguments(str(folder), **settings | bq.hardware_arguments(torch.float32) | changes),
         train_dataset=groups,
-        data_collator=lambda batch: bq.share_prefix(batch[0]),
-        compute_loss_func=bq.answer_loss,
+        data_collator=lambda batch: one_pass.share_prefix(batch[0]),
+        compute_loss_func=one_pass.answer_loss,
         callbacks=[bq.StepReport(groups, "test"), *callbacks],
     )
     trainer.remove_callback(PrinterCallback)
@@ -224,7 +225,7 @@ def test_the_usual_trainer_has_the_same_loss_curve(tmp_path):
     def usual_batch(batch):
         (group,) = batch
         (branch,) = group["branches"]
-        labels = [bq.IGNORE] * len(group["prefix"]) + branch["labels"]
+        labels = [one_pass.IGNORE] * len(group["prefix"]) + branch["labels"]
         return {"input_ids": torch.tensor([group["prefix"] + branch["input_ids"]]), "labels": torch.tensor([labels])}
 
     usual = Trainer(model=make_model(attention="sdpa"), args=ours.args, train_dataset=groups, data_collator=usual_batch)

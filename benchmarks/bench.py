@@ -1,0 +1,417 @@
+"""Fine-tuning on this CPU: Hugging Face's Trainer, TRL's SFTTrainer and ours, on the same rows. Run it by `make bench`.
+
+    python benchmarks/bench.py                       every section, about 45 minutes on two quiet cores
+    python benchmarks/bench.py --only speed memory   these sections anew; the others stay in results.json
+    python benchmarks/bench.py --quick               every section on the embedded model, one round: a smoke test
+
+Each measurement is a real Trainer in a fresh process; the ways take turns, round after round, one process at a time.
+The learning rate is 0 where time is measured: the optimizer does all its work, and every way shows its loss on the same
+weights. The first article of a process is warm-up and not counted. Lengths in tokens are of SmolLM2's tokenizer.
+
+Keys of results.json, written after every section:
+  machine    cpu, cores, memory_gb, versions, date, load (1-minute load at the start: above
+             0.5 something else was running)
+  rates      fp32, bf16: GFLOP/s, the largest over the models' matrix products
+  speed      [model][method][way]: seconds_a_qa (median), spread (min, max), peak_gb, ratio (to ours), loss; for
+             ours also share: the floating point operations of its step (`count_flops`) a second, over the bf16 rate;
+             cpu: the least share of the cores that a round got; far below 0.9 others ran too, and it does not count
+  fp32       [model][method]: the same for "ours" and "hf", all in fp32
+  memory     [model][method]: peak_gb of ours on an article of 2,048 tokens
+  questions  [model][method][questions]: seconds a QA pair      length  [model][method][way][tokens]: seconds a QA pair
+  evaluation [model]: ours, generate: seconds for perplexity and answers; ratio; same: answers that are the same text
+  loss       hf, ours: the losses of 20 steps of one QA pair each, in fp32; difference: the largest, relative
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import sys
+import time
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+QWEN, SMOL = "Qwen2.5-0.5B's shape", "smollm2-135m"
+MODELS = {QWEN: 2, SMOL: 3}  # rounds
+LENGTHS = [250, 500, 1000, 1500, 2000]
+QUESTIONS = [1, 2, 3, 6, 12]
+ARTICLE_TOKENS = (1000, 1300)  # of the articles in every section but `length` and `memory`
+NEW_TOKENS = 32  # of an answer in the evaluation
+QWEN_CONFIG = dict(vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24)
+QWEN_CONFIG |= dict(num_attention_heads=14, num_key_value_heads=2, max_position_embeddings=32768)
+QWEN_CONFIG |= dict(tie_word_embeddings=True, rms_norm_eps=1e-6)
+TRL_WAYS = {  # gradient checkpointing is off in all of them; the first round tries them all, the fastest goes on
+    "trl bf16": dict(bf16=True),
+    "trl fp32": dict(bf16=False),
+    "trl bf16, logits at once": dict(bf16=True, chunked=False),
+}
+
+# ---------------------------------------------------------------------------------------------------------------------
+# In a fresh process: one model, one way, some articles
+
+
+def load(model: str, dtype):
+    import torch
+    from transformers import AutoModelForCausalLM, Qwen2Config
+
+    import bmwqa_utils as bq
+
+    torch.manual_seed(0)
+    if model == QWEN:
+        return AutoModelForCausalLM.from_config(Qwen2Config(**QWEN_CONFIG), dtype=dtype)
+    return bq.load_model(model, dtype=dtype)
+
+
+def train(model: str, method: str, way: str, groups: list, warm: int = 1, learning_rate: float = 0.0) -> dict:
+    """Train on `groups`: the seconds a QA pair after the first `warm` steps, the losses and the peak memory."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from torch.nn.functional import cross_entropy
+    from transformers import Trainer, TrainingArguments, set_seed
+    from transformers.trainer_callback import PrinterCallback
+
+    import bmwqa_utils as bq
+    import one_pass
+
+    name, options = model, {}
+    ours, bf16 = way.startswith("ours"), bq.choose_precision()[0] == torch.bfloat16 and way == "ours"
+    frozen = torch.bfloat16 if method == "lora" and (bf16 or "bf16" in way) else torch.float32
+    model = load(name, frozen)
+    set_seed(0)
+    if method == "lora":
+        lora = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+        model = get_peft_model(model, lora)
+    if ours:
+        one_pass.tune_for_cpu(model)
+        steps, collate = groups, lambda batch: one_pass.share_prefix(batch[0])
+        options = dict(compute_loss_func=one_pass.answer_loss)
+    else:
+        steps = [
+            {
+                "input_ids": group["prefix"] + branch["input_ids"],
+                "labels": [-100] * len(group["prefix"]) + branch["labels"],
+            }
+            for group in groups
+            for branch in group["branches"]
+        ]
+        first = 0 if warm == 0 else len(groups[0]["branches"])
+        steps = steps[first - warm if warm else 0 :]  # one row is warm-up enough
+
+        def collate(batch):
+            return {key: torch.tensor([value]) for key, value in batch[0].items()}
+
+    settings = dict(max_steps=len(steps), learning_rate=learning_rate, per_device_train_batch_size=1, disable_tqdm=True)
+    settings |= dict(train_sampling_strategy="sequential", logging_steps=1, save_strategy="no", use_cpu=True)
+    settings |= dict(dataloader_pin_memory=False, report_to="none", gradient_checkpointing=False)
+    settings |= dict(output_dir=str(bq.ROOT / "runs" / "bench"))
+    if way.startswith("trl"):
+        from datasets import Dataset
+        from trl import SFTConfig, SFTTrainer
+
+        def all_logits(outputs, labels, num_items_in_batch=None):
+            return cross_entropy(outputs.logits[0, :-1].float(), labels[0, 1:])
+
+        if not TRL_WAYS[way].get("chunked", True):
+            options = dict(compute_loss_func=all_logits)
+        settings |= dict(bf16=TRL_WAYS[way]["bf16"], max_length=None, dataset_kwargs={"skip_prepare_dataset": True})
+        tokenizer = bq.load_tokenizer(SMOL)
+        data = Dataset.from_list(steps)
+        arguments = SFTConfig(**settings)
+        trainer = SFTTrainer(model, args=arguments, train_dataset=data, processing_class=tokenizer, **options)
+    else:
+        arguments = TrainingArguments(**settings, bf16=bf16 and method == "full", remove_unused_columns=False)
+        trainer = Trainer(model, args=arguments, train_dataset=steps, data_collator=collate, **options)
+    clock = bq.StepReport(groups, way)
+    clock.on_log = clock.on_train_begin = clock.on_train_end = lambda *args, **kwargs: None  # the clock, not the bar
+    trainer.add_callback(clock)
+    trainer.remove_callback(PrinterCallback)
+    wall, cpu = time.perf_counter(), time.process_time()
+    with bq.PeakMemory() as peak:
+        trainer.train()
+    cpu = (time.process_time() - cpu) / (time.perf_counter() - wall) / torch.get_num_threads()
+    pairs = sum(len(group["branches"]) for group in groups[warm:])
+    losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+    loss = sum(losses[warm:]) / len(losses[warm:])
+    seconds = sum(clock.seconds[warm:]) / pairs
+    return {"seconds": seconds, "cpu": cpu, "peak_gb": peak.gb, "loss": loss, "losses": losses}
+
+
+def evaluate(model: str, rows: list) -> dict:
+    """Perplexity and answers: an article with all its questions, or one forward and one `generate` a question."""
+    import torch
+
+    import bmwqa_utils as bq
+    import one_pass
+
+    dtype, _ = bq.choose_precision()
+    tokenizer, model = bq.load_tokenizer(SMOL), load(model, dtype).eval()
+    end = tokenizer.eos_token_id
+    model.generation_config.eos_token_id = end
+    clock = time.perf_counter()
+    bq.perplexity(model, tokenizer, rows)
+    answers = bq.generate_answers(model, tokenizer, rows, NEW_TOKENS)
+    ours, clock, same = time.perf_counter() - clock, time.perf_counter(), 0
+    for row, answer in zip(rows, answers, strict=True):
+        example = bq.encode_example(tokenizer, row)
+        prompt = [i for i, label in zip(*example.values(), strict=True) if label == one_pass.IGNORE]
+        with torch.inference_mode():
+            model(**{key: torch.tensor([value]) for key, value in example.items()}).loss.item()
+            ids = torch.tensor([prompt])
+            mask = torch.ones_like(ids)
+            new = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=NEW_TOKENS, pad_token_id=end)
+        same += tokenizer.decode(new[0, len(prompt) :], skip_special_tokens=True).strip() == answer["answer"]
+    plain = time.perf_counter() - clock
+    return {"ours": ours, "generate": plain, "ratio": plain / ours, "same": same, "questions": len(rows)}
+
+
+def matrix_rates() -> dict:
+    """GFLOP/s in fp32 and bf16, the largest over the products of a layer of both models with 1,100 tokens."""
+    import torch
+
+    best = {}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        for k, n in ((896, 896), (896, 4864), (4864, 896), (576, 1536), (1536, 576)):
+            x, w = torch.randn(1100, k).to(dtype), torch.randn(n, k).to(dtype)
+            for _ in range(12):
+                clock = time.perf_counter()
+                x @ w.t()
+                best[name] = max(best.get(name, 0), 2 * 1100 * k * n / (time.perf_counter() - clock) / 1e9)
+    return best
+
+
+def count_flops(model: str, method: str, groups: list) -> float:
+    """Floating point operations that our way needs for `groups`: a multiply-add is two; forward 1, gradients 1 each.
+
+    layers: 2 × weights × tokens, times 3 (full) or 2 (LoRA, whose frozen weights need no gradient);
+    head: the same, with the supervised tokens; attention: 4 × hidden × pairs of tokens that see each other, times 3.
+    """
+    from transformers import AutoConfig, Qwen2Config
+
+    import bmwqa_utils as bq
+    import one_pass
+
+    config = Qwen2Config(**QWEN_CONFIG) if model == QWEN else AutoConfig.from_pretrained(bq.ROOT / "models" / model)
+    hidden, times = config.hidden_size, 3 if method == "full" else 2
+    shared = config.num_key_value_heads / config.num_attention_heads
+    weights = hidden * hidden * (2 + 2 * shared) + 3 * hidden * config.intermediate_size
+    total = 0
+    for group in groups:
+        batch = one_pass.share_prefix(group)
+        total += 2 * times * config.num_hidden_layers * weights * batch["input_ids"].shape[1]
+        total += 2 * times * config.vocab_size * hidden * len(batch["logits_to_keep"])
+        total += 4 * 3 * config.num_hidden_layers * hidden * batch["attention_mask"].sum().item()
+    return total
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# In the parent: which articles, whose turn, what is written
+
+
+def alone(function, *arguments, **options):
+    """The value of a function that ran in a fresh process."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments, options)
+
+
+def article_rows(questions: int = 3, tokens: tuple = ARTICLE_TOKENS) -> list[list[dict]]:
+    """The rows of each article of data/sample/train whose longest row has that many tokens, `questions` rows each."""
+    import bmwqa_utils as bq
+    from qa_rules import KINDS
+
+    found, tokenizer = [], bq.load_tokenizer(SMOL)
+    for article in bq.load_articles(bq.ROOT / "data" / "sample" / "train"):
+        rows = bq.build_qa_pairs(article, bq.ORIGINAL_KINDS if questions <= 3 else KINDS)[:questions]
+        if len(rows) == questions and tokens[0] <= max(bq.token_lengths(rows, tokenizer)) <= tokens[1]:
+            found.append(rows)
+    return found
+
+
+def article_groups(questions: int = 3, tokens: tuple = ARTICLE_TOKENS, cut: int | None = None) -> list[dict]:
+    """The same, encoded; `cut`: the article is made that long together with its longest question and answer."""
+    import bmwqa_utils as bq
+
+    tokenizer, groups = bq.load_tokenizer(SMOL), []
+    for rows in article_rows(questions, tokens):
+        (group,) = bq.group_by_article(rows, tokenizer)
+        if cut:
+            longest = max(len(branch["input_ids"]) for branch in group["branches"])
+            group["prefix"] = group["prefix"][: max(cut - longest, 1)]
+        groups.append(group)
+    return groups
+
+
+def say(*words) -> None:
+    print(time.strftime("%H:%M:%S"), *words, flush=True)
+
+
+def summarise(runs: list[dict]) -> dict:
+    seconds = [run["seconds"] for run in runs]
+    peak = max(run["peak_gb"] for run in runs)
+    loss = sum(run["loss"] for run in runs) / len(runs)
+    cpu = min(run["cpu"] for run in runs)
+    spread = [min(seconds), max(seconds)]
+    return {"seconds_a_qa": median(seconds), "spread": spread, "cpu": cpu, "peak_gb": peak, "loss": loss}
+
+
+def compare(model: str, method: str, ways: list[str], rounds: int, rates: dict | None = None) -> dict:
+    """The ways in turn, a new article each round; of TRL's ways only the fastest goes on after the first round."""
+    groups, runs = article_groups(), {way: [] for way in ways}
+    articles, flops = [groups[0]] + groups[1 : rounds + 1], 0.0
+    for number in range(rounds):
+        some = [articles[0], articles[number + 1]]
+        for way in list(ways):
+            runs[way].append(alone(train, model, method, way, some))
+            last = runs[way][-1]
+            say(model, method, f"round {number + 1}", way, f"{last['seconds']:.2f} s a QA pair, cpu {last['cpu']:.2f}")
+        trl = sorted((way for way in ways if way.startswith("trl")), key=lambda way: runs[way][0]["seconds"])
+        ways = [way for way in ways if way not in trl[1:]]
+    result = {way: summarise(some) for way, some in runs.items()}
+    ours = result[next(way for way in result if way.startswith("ours"))]
+    for entry in result.values():
+        entry["ratio"] = entry["seconds_a_qa"] / ours["seconds_a_qa"]
+    if rates:
+        shares = []
+        for number, run in enumerate(runs["ours"]):
+            flops = count_flops(model, method, [articles[number + 1]])
+            shares.append(flops / (3 * run["seconds"]) / 1e9 / rates["bf16"])
+        ours["share"] = median(shares)
+    return result
+
+
+def run_section(name: str, results: dict, models: dict) -> object:
+    """The value of a key of results.json."""
+    pairs = [(model, method) for model in models for method in ("full", "lora")]
+    if name == "rates":
+        return alone(matrix_rates)
+    table: dict = {model: {"full": {}, "lora": {}} for model in models}
+    if name == "speed":
+        for model, method in pairs:
+            ways = ["ours", "hf fp32", *TRL_WAYS]
+            table[model][method] = compare(model, method, ways, models[model], results["rates"])
+    elif name == "fp32":
+        for model, method in pairs:
+            table[model][method] = compare(model, method, ["ours fp32", "hf fp32"], 1)
+    elif name == "memory":
+        for model, method in pairs:
+            some = (
+                article_groups(tokens=(2048, 4000), cut=2048)[:1] * 2
+            )  # two steps: the second has the optimizer's state
+            table[model][method] = {"peak_gb": alone(train, model, method, "ours", some)["peak_gb"]}
+            say(model, method, table[model][method])
+    elif name == "questions":
+        for _ in range(min(models.values())):
+            for questions in QUESTIONS:
+                some = article_groups(12)[:2]
+                some = [group | {"branches": group["branches"][:questions]} for group in some]
+                for model, method in pairs:
+                    seconds = alone(train, model, method, "ours", some)["seconds"]
+                    table[model][method].setdefault(str(questions), []).append(seconds)
+                    say(model, method, questions, "questions", f"{seconds:.2f} s a QA pair")
+        for model, method in pairs:
+            table[model][method] = {key: median(values) for key, values in table[model][method].items()}
+    elif name == "length":
+        model = list(models)[-1]  # the embedded one: the others take too long for every length
+        table = {model: {"full": {}, "lora": {}}}
+        for tokens in LENGTHS:
+            some = article_groups(tokens=(2048, 4000), cut=tokens)[:2]
+            for method in ("full", "lora"):
+                for way in ("ours", "hf fp32", "trl bf16"):
+                    seconds = alone(train, model, method, way, some)["seconds"]
+                    table[model][method].setdefault(way, {})[str(tokens)] = seconds
+                    say(model, method, way, tokens, "tokens", f"{seconds:.2f} s a QA pair")
+    elif name == "evaluation":
+        rows = [row for some in article_rows()[:2] for row in some]
+        return {model: alone(evaluate, model, rows) for model in models}
+    elif name == "loss":
+        groups = [
+            group | {"branches": [branch]}
+            for group in article_groups(tokens=(100, 1250))
+            for branch in group["branches"]
+        ]
+        hf, ours = (
+            alone(train, SMOL, "full", way, groups[:20], warm=0, learning_rate=2e-5)["losses"]
+            for way in ("hf fp32", "ours fp32")
+        )
+        difference = max(abs(one - other) / one for one, other in zip(hf, ours, strict=True))
+        return {"hf": hf, "ours": ours, "difference": difference}
+    return table
+
+
+def draw(results: dict) -> None:
+    """The three plots, of what results.json has."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    def plot(file, curves, xlabel, ylabel, title, **axes):
+        fig, ax = plt.subplots(figsize=(7, 4))
+        for label, points in curves.items():
+            ax.plot(list(map(float, points)), list(points.values()), marker="o", markersize=3, label=label)
+        ax.set(xlabel=xlabel, ylabel=ylabel, title=title, **axes)
+        ax.legend(fontsize=8)
+        fig.tight_layout()
+        fig.savefig(HERE / file, dpi=110)
+        plt.close(fig)
+
+    for section, xlabel in (("length", "tokens of a row"), ("questions", "questions an article")):
+        curves = {}
+        for model, methods in results.get(section, {}).items():
+            for method, value in methods.items():
+                ways = value if section == "length" else {"ours": value}
+                curves |= {f"{model}, {method}, {way}": points for way, points in ways.items()}
+        if curves:
+            title, scale = f"Time against {xlabel}", "log" if section == "length" else "linear"
+            plot(f"time_by_{section}.png", curves, xlabel, "seconds a QA pair", title, yscale=scale)
+    if loss := results.get("loss"):
+        curves = {way: dict(enumerate(loss[way], start=1)) for way in ("hf", "ours")}
+        plot("loss.png", curves, "step (one QA pair)", "loss", f"Same rows, same order: {SMOL}, full, fp32")
+
+
+SECTIONS = ["rates", "speed", "fp32", "memory", "questions", "length", "evaluation", "loss"]
+
+
+def main() -> None:
+    import bmwqa_utils as bq
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
+    parser.add_argument("--quick", action="store_true", help="the embedded model, one round; writes results_quick.json")
+    options = parser.parse_args()
+    models, path = ({SMOL: 1}, HERE / "results_quick.json") if options.quick else (MODELS, HERE / "results.json")
+    results = json.loads(path.read_text()) if path.exists() else {}
+    packages = ("torch", "transformers", "peft", "accelerate", "trl")
+    results["machine"] = {
+        "cpu": describe_cpu(),
+        "precision": bq.choose_precision()[1],
+        "cores": os.cpu_count(),
+        "memory_gb": round(bq.psutil.virtual_memory().total / 1e9, 1),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "date": date.today().isoformat(),
+        "load": os.getloadavg()[0],
+    }
+    names = options.only if "rates" in results or "rates" in options.only else ["rates", *options.only]
+    for name in names:
+        clock = time.perf_counter()
+        results[name] = run_section(name, results, models)
+        bq.write_json(path, results)
+        say(f"{name} took {(time.perf_counter() - clock) / 60:.1f} minutes")
+    if not options.quick:
+        draw(results)
+
+
+def describe_cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+if __name__ == "__main__":
+    main()

@@ -32,7 +32,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from transformers.utils import logging
 
-from one_pass import IGNORE, answer_nll, decode_greedily, release_freed_memory, share_prefix
+from one_pass import IGNORE, release_freed_memory, score_and_answer
 from qa_rules import ORIGINAL_KINDS, article_context, find_pairs
 
 logging.disable_progress_bar()  # one for every model that is loaded
@@ -525,45 +525,40 @@ class PeakMemory:
 # Scores and answers
 
 
-@torch.inference_mode()
 def perplexity(model, tokenizer, rows: list[dict]) -> dict:
     """Perplexity of the answers: exp(total NLL / supervised tokens), in nats, over all rows.
 
-    {"perplexity", "nll", "tokens", "rows"}, where "rows" has {"nll", "tokens"} for each row in its order. One forward
-    pass an article. A mean of means would depend on how the rows are batched (transformers #39241).
+    {"perplexity", "nll", "tokens", "rows"}, where "rows" has {"nll", "tokens"} for each row in its order. A mean of
+    means would depend on how the rows are batched (transformers #39241).
     """
     if not rows:
         raise ValueError("No rows to score: drop_long or the evaluation file left none.")
-    scored = {}
+    scored = [{"nll": row["nll"], "tokens": row["nll_tokens"]} for row in answer_rows(model, tokenizer, rows, 0)]
+    nll, tokens = (sum(row[key] for row in scored) for key in ("nll", "tokens"))
+    return {"perplexity": math.exp(nll / tokens), "nll": nll, "tokens": tokens, "rows": scored}
+
+
+def generate_answers(model, tokenizer, rows: list[dict], max_new_tokens: int = 96) -> list[dict]:
+    """Greedy answers, {"answer", "stopped", "tokens"} a row: text, whether it ended by itself, tokens with that end."""
+    rows = [row | {"answer": "-"} for row in rows]  # a reference is not needed, and would only take time
+    answered = answer_rows(model, tokenizer, rows, max_new_tokens)
+    return [{key: row[key] for key in ("answer", "stopped", "tokens")} for row in answered]
+
+
+def answer_rows(model, tokenizer, rows: list[dict], max_new_tokens: int) -> list[dict]:
+    """Both at the price of one reading: {"answer", "stopped", "tokens", "nll", "nll_tokens"} a row, nll in nats."""
+    done = {}
     for members in by_context(rows).values():
         (group,) = group_by_article([row for _, row in members], tokenizer)
-        batch = {key: tensor.to(model.device) for key, tensor in share_prefix(group).items()}
-        labels = batch.pop("labels")
-        nll = answer_nll(model(**batch).logits, labels).double().sum(1).tolist()
-        tokens = (labels != IGNORE).sum(1).tolist()
-        for (index, _), row_nll, row_tokens in zip(members, nll, tokens, strict=True):
-            scored[index] = {"nll": row_nll, "tokens": row_tokens}
-    in_order = [scored[index] for index in range(len(rows))]
-    nll, tokens = (sum(row[key] for row in in_order) for key in ("nll", "tokens"))
-    return {"perplexity": math.exp(nll / tokens), "nll": nll, "tokens": tokens, "rows": in_order}
-
-
-@torch.inference_mode()
-def generate_answers(model, tokenizer, rows: list[dict], max_new_tokens: int = 96) -> list[dict]:
-    """Greedy answers, {"answer", "stopped", "tokens"} a row: text, whether it ended by itself, tokens with that end.
-
-    An article and its questions are read as in training, in one row; then every step adds one token to each answer that
-    has not ended, again in one row. So the article's keys and values are kept once, not once a question.
-    """
-    answers = {}
-    for context, members in by_context(rows).items():
-        prefix = encode_text(tokenizer, PREFIX.format(context=context))
-        questions = [encode_text(tokenizer, QUESTION.format(question=row["question"])) for _, row in members]
-        new = decode_greedily(model, prefix, questions, tokenizer.eos_token_id, max_new_tokens)
-        for (index, _), ids in zip(members, new, strict=True):
+        nll, labels, answers = score_and_answer(model, group, tokenizer.eos_token_id, max_new_tokens)
+        supervised = (labels != IGNORE).sum(1).tolist()
+        for (index, _), row_nll, tokens, ids in zip(
+            members, nll.double().sum(1).tolist(), supervised, answers, strict=True
+        ):
             text = tokenizer.decode(ids, skip_special_tokens=True).strip()
-            answers[index] = {"answer": text, "stopped": ids[-1] == tokenizer.eos_token_id, "tokens": len(ids)}
-    return [answers[index] for index in range(len(rows))]
+            answer = {"answer": text, "stopped": tokenizer.eos_token_id in ids, "tokens": len(ids)}
+            done[index] = answer | {"nll": row_nll, "nll_tokens": tokens}
+    return [done[index] for index in range(len(rows))]
 
 
 def by_context(rows: list[dict]) -> dict[str, list[tuple[int, dict]]]:

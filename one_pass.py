@@ -175,26 +175,41 @@ def choose_collator(model, group: dict) -> tuple[Callable, str]:
 
 
 @torch.inference_mode()
-def decode_greedily(model, prefix: list[int], questions: list[list[int]], end: int, limit: int) -> list[list[int]]:
-    """The new token ids of each question's answer, with `end` if it ended: owner[t] is 0 for the article's token t."""
-    device, answers = model.device, [[] for _ in questions]
-    lengths = torch.tensor([len(question) for question in questions])
-    owner = torch.cat([torch.zeros(len(prefix)).long(), torch.arange(1, len(questions) + 1).repeat_interleave(lengths)])
-    positions = torch.cat([torch.arange(len(prefix)), *(len(prefix) + torch.arange(n) for n in lengths)])
-    mask = ((owner == 0) | (owner == owner[:, None])).tril()
-    ids, keep = torch.tensor(prefix + sum(questions, [])), len(prefix) + lengths.cumsum(0) - 1
-    active, cache = torch.arange(len(questions)), DynamicCache(config=model.config)
+def score_and_answer(model, group: dict, end: int, limit: int) -> tuple[torch.Tensor, torch.Tensor, list[list[int]]]:
+    """(nll, labels, answers) of a group, its article read once: `answer_nll` of the references, then greedy answers.
+
+    answers: the new token ids of each question, at most `limit`, with `end` if they ended. Every step adds one token to
+    each answer that has not ended, in one row: the article's keys and values are kept once, not once a question.
+    """
+    batch = share_prefix(group)
+    labels = batch.pop("labels")
+    tokens, cache = (labels != IGNORE).sum(1), DynamicCache(config=model.config)
+    logits = _logits(model, cache, **batch)
+    nll = answer_nll(logits, labels.to(logits.device))
+
+    # an answer sees the article (0) and its own question (1, 2, …), but no reference (-1)
+    start, owner, answers = len(group["prefix"]), [0] * len(group["prefix"]), [[] for _ in labels]
+    lengths = torch.tensor([len(branch["input_ids"]) for branch in group["branches"]]) - tokens
+    for number, (question, reference) in enumerate(zip(lengths.tolist(), tokens.tolist(), strict=True), start=1):
+        owner += [number] * question + [-1] * reference
+    owner, active = torch.tensor(owner), torch.arange(len(labels))
+    logits = logits[:, tokens.cumsum(0) - tokens]  # where a question ends and its reference would begin
     for step in range(limit):
-        batch = {"input_ids": ids[None], "position_ids": positions[None], "attention_mask": mask[None, None]}
-        batch = {key: tensor.to(device) for key, tensor in batch.items()}
-        logits = model(**batch, past_key_values=cache, logits_to_keep=keep.to(device)).logits[0]
-        ids = logits.argmax(-1).cpu()
+        ids = logits[0].argmax(-1).cpu()
         for question, token in zip(active.tolist(), ids.tolist(), strict=True):
             answers[question].append(token)
         active, ids = active[ids != end], ids[ids != end]
-        if not len(active):
+        if not len(active) or step == limit - 1:
             break
         owner = torch.cat([owner, active + 1])
-        positions, keep = len(prefix) + lengths[active] + step, torch.arange(len(active))
-        mask = (owner == 0) | (owner == active[:, None] + 1)
-    return answers
+        sees = (owner == 0) | (owner == active[:, None] + 1)
+        positions = start + lengths[active] + step
+        logits = _logits(
+            model, cache, input_ids=ids[None], position_ids=positions[None], attention_mask=sees[None, None]
+        )
+    return nll, labels, answers
+
+
+def _logits(model, cache: DynamicCache, **batch: torch.Tensor) -> torch.Tensor:
+    batch = {key: tensor.to(model.device) for key, tensor in batch.items()}
+    return model(**batch, past_key_values=cache).logits

@@ -7,6 +7,7 @@ refresh   all notebooks in place, their outputs as they are committed, and resul
 
 import argparse
 import json
+import os
 import re
 import shutil
 import sys
@@ -15,6 +16,9 @@ from pathlib import Path
 import nbformat
 import papermill
 import yaml
+
+# a thread that waits for the others sleeps: where something else runs on its core, one that spins costs tenfold
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "runs"

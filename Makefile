@@ -44,7 +44,7 @@ bench: setup  ## speed: Hugging Face Trainer, TRL and ours on the same rows, int
 
 refresh: setup  ## run all notebooks in place as they are committed, results/ and README's tables from them
 	$(BIN)/python scripts/refresh_extraction.py
-	$(BIN)/python scripts/notebooks.py refresh $(PARAMETERS)
+	$(BIN)/python scripts/notebooks.py refresh $(ARGS)
 
 clean:  ## delete what runs made; keeps .venv, models/ and data/raw
 	rm -rf runs data/processed *_full_ft *_lora eval_generations.jsonl results.json

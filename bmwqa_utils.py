@@ -23,8 +23,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
+import requests
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
@@ -37,6 +38,7 @@ from qa_rules import ORIGINAL_KINDS, article_context, find_pairs
 
 logging.disable_progress_bar()  # one for every model that is loaded
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.* is deprecated")  # peft calls it, not we
+warnings.filterwarnings("ignore", message="Unable to fetch remote file|Could not find a config file")  # of the base
 
 ROOT = Path(__file__).resolve().parent
 
@@ -329,7 +331,7 @@ def resolve_model(name: str, revision: str | None = None, offline_model: str | N
     except LocalEntryNotFoundError as error:
         if offline_model is None:
             raise ValueError(
-                f"{name}: the hub cannot be reached ({error.__cause__ or 'offline'}) and the model is not cached. "
+                f"{name}: the hub cannot be reached and the model is not cached. "
                 f"Set MODEL to the embedded {EMBEDDED!r} or to the path of a local model folder."
             ) from error
     _, commit = _locate(offline_model, None)
@@ -344,7 +346,12 @@ def _locate(name: str, revision: str | None) -> tuple[Path, str]:
     if name and Path(name).is_dir():
         return Path(name), "local folder"
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=WEIGHTS))
+        requests.head(constants.ENDPOINT, timeout=5)  # the hub's own client would try for half a minute
+        offline = False
+    except requests.RequestException:
+        offline = True
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=WEIGHTS, local_files_only=offline))
     except (HfHubHTTPError, HFValidationError) as error:
         raise ValueError(
             f"MODEL {name!r} at REVISION {revision!r}: {str(error).splitlines()[0]} Need a folder on this disk, a "

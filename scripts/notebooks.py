@@ -94,7 +94,7 @@ def results_table(results: dict) -> str:
     lines = [
         f"{results['model']['name']} ({results['model']['revision']}), {results['settings']['max_steps']} steps of one "
         f"article each, {data['corpus']} corpus, on {machine['threads']} threads of {machine['processor']}.",
-        "Rule-made: title, date and content of the evaluation articles; benchmark: questions written one by one, not by rule.",
+        "Rule-made: title, date and content of the evaluation articles; benchmark: questions not made by rule.",
         "",
         "| model | perplexity, rule-made | perplexity, benchmark | token F1, benchmark | stopped by itself |",
         "| --- | --- | --- | --- | --- |",

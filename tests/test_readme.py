@@ -19,7 +19,7 @@ def test_results_come_from_the_generations_that_stand_beside_them():
             some = [line[variant] for line in lines if line["slice"] == part]
             assert figures[part]["perplexity"]["n"] == len(some)
             stopped = sum(answer["stopped"] for answer in some) / len(some)
-            assert abs(figures[part]["stopped"]["mean"] - stopped) < 1e-12
+            assert abs(figures[part]["stopped"]["mean"] - stopped) < 1e-9
 
 
 def test_every_file_of_the_tree_exists():
@@ -30,7 +30,7 @@ def test_every_file_of_the_tree_exists():
 
 def test_every_make_target_named_exists():
     makefile = (bq.ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in set(re.findall(r"make ([a-z]+)\b", README.replace("git and make", ""))):
+    for target in set(re.findall(r"(?:^|`)make ([a-z]+)\b", README, re.M)):
         assert re.search(rf"^{target}:", makefile, re.M), target
 
 

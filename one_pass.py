@@ -71,11 +71,11 @@ def separate_rows(group: dict) -> dict[str, torch.Tensor]:
     }
 
 
-def pad_left(rows: list[list[int]], device=None) -> tuple[torch.Tensor, torch.Tensor]:
+def pad_left(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     """(ids, mask), both [rows, longest]: 0 where the mask, which knows by length and not by id, says padding."""
     width = max(map(len, rows))
-    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=device)
-    return ids, torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
+    return ids, torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
 
 
 def answer_nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,9 @@ import pandas as pd
 from rouge_score.rouge_scorer import RougeScorer
 from scipy.stats import binomtest, bootstrap, norm, permutation_test, t
 
+from qa_rules import UNANSWERABLE
+from qa_sentences import MONTHS
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Numbers with their units
 
@@ -41,8 +44,7 @@ UNITS = {  # the spellings of each unit, in any case; compound ones first
     "s": "seconds?|s", "min": "minutes?|min", "h": "hours?|h", "day": "days?", "week": "weeks?", "month": "months?",
     "year": "years?", "mile": "miles?", "inch": "inch(?:es)?",
 }  # fmt: skip
-MONTHS = "January February March April May June July August September October November December"
-MONTH = "|".join(f"{month[:3]}(?:{month[3:]})?" for month in MONTHS.split())
+MONTH = "|".join(f"{month[:3]}(?:{month[3:]})?" for month in MONTHS)
 AMERICAN_DATE = re.compile(rf"(?<!\d )\b({MONTH}) (\d\d?)(?:st|nd|rd|th)?\b")
 DATE = re.compile(rf"\b(?:(\d\d?)(?:st|nd|rd|th)? (?:of )?)?({MONTH})\b(?:,? (\d{{4}})\b)?")
 NUMBER = re.compile(
@@ -108,7 +110,7 @@ def same_numbers(ours: frozenset[Number], theirs: frozenset[Number]) -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 # Scores of one answer
 
-DECLINE = "The press release does not say."
+DECLINE = UNANSWERABLE  # the sentence that training teaches is the one that scoring looks for
 ROUGE = RougeScorer(["rougeL"], use_stemmer=False)  # no stemmer, as in Hugging Face evaluate; HELM stems
 STOP_WORDS = frozenset(
     "about after all also an and any are as at be been before both but by can could did do does for from had has have "

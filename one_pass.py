@@ -7,13 +7,12 @@ equal to separate rows, which tests/test_one_pass.py proves for losses, gradient
 """
 
 import ctypes
-import math
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-import torch.utils.checkpoint
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -30,6 +29,7 @@ def share_prefix(group: dict) -> dict[str, torch.Tensor]:
 
     input_ids, position_ids: [1, T]; positions restart after the prefix in every branch.
     attention_mask: [1, 1, T, T], True where a token (row) sees another (column): backwards, the prefix and itself.
+    prefix_length: [], of the prefix, for the attention ATTENTION.
     logits_to_keep: [S], the places that predict a supervised token; labels: [answers, longest], padded with IGNORE.
     """
     prefix, branches = group["prefix"], group["branches"]
@@ -47,6 +47,7 @@ def share_prefix(group: dict) -> dict[str, torch.Tensor]:
         "input_ids": torch.tensor([ids]),
         "position_ids": torch.tensor([positions]),
         "attention_mask": sees.tril()[None, None],
+        "prefix_length": torch.tensor(len(prefix)),
         "logits_to_keep": torch.tensor(keep),
         "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE),
     }
@@ -99,48 +100,60 @@ def answer_loss(outputs, labels: torch.Tensor, num_items_in_batch=None) -> torch
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Attention and memory on a CPU
+# Attention, and the memory of a step
+
+ATTENTION = "shared_prefix"  # `attn_implementation` of a model, for transformers
 
 
-def attend_in_blocks(module, query, key, value, attention_mask, scaling, **kwargs):
-    """Attention of one row in blocks of 128 tokens, each of which computes only what is not ahead of its last token.
+def shared_prefix_attention(module, query, key, value, attention_mask, prefix_length=None, articles=None, **kwargs):
+    """torch's attention, twice: the article's tokens under its fast causal kernel, the branches under their mask.
 
-    A backward mask hides half of the square; torch's CPU kernel computes it all the same. The query heads that share a
-    key are one matrix product. The backward pass computes the probabilities again: kept, they would cost gigabytes.
-    Whatever is not one row under a square mask on a CPU (padding, generation, a GPU) goes torch's own way.
+    One call under the mask of the whole row would compute the half of the square that lies ahead of each token, too.
+    query: [1, heads, T, size]; key, value: [1, key heads, T, size]; attention_mask: [1, 1, T, T] of `share_prefix`.
+    With `articles` it is a step of `score_and_answer`; with neither it is torch's attention as it is.
     """
-    tokens = query.shape[2]
-    if attention_mask is None or query.device.type != "cpu" or len(query) > 1 or key.shape[2] != tokens:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    inputs = query[0] * scaling, key[0], value[0], ~attention_mask[0, 0]
-    seen = torch.utils.checkpoint.checkpoint(_attend, *inputs, use_reentrant=False)
-    return seen.transpose(0, 1)[None], None
+    if articles is not None:
+        return _answering_attention(module, query, key, value, attention_mask, articles, **kwargs)
+    if prefix_length is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    n = int(prefix_length)
+    article = (tensor[:, :, :n] for tensor in (query, key, value))
+    article, _ = sdpa_attention_forward(module, *article, None, **kwargs)
+    branches, _ = sdpa_attention_forward(module, query[:, :, n:], key, value, attention_mask[:, :, n:], **kwargs)
+    return torch.cat([article, branches], 1), None
 
 
-def _attend(query, key, value, hidden):
-    heads, tokens, size = key.shape
-    query, blocks = query.view(heads, -1, tokens, size), []
-    for start in range(0, tokens, 128):
-        end = min(start + 128, tokens)
-        scores = query[:, :, start:end].reshape(heads, -1, size) @ key[:, :end].transpose(1, 2)
-        scores = scores.view(heads, -1, end - start, end).masked_fill_(hidden[start:end, :end], -math.inf)
-        seen = scores.softmax(-1).view(heads, -1, end) @ value[:, :end]
-        blocks.append(seen.view(-1, end - start, size))
-    return torch.cat(blocks, 1)
+def _answering_attention(module, query, key, value, sees, articles, scaling, **kwargs):
+    """One new token in each of B rows: it sees its article, kept once for all rows about it, and its own row.
+
+    query: [B, heads, 1, size]; key, value: [B, key heads, own tokens, size]; sees: [B, 1, 1, own tokens];
+    articles: (cache, rows about it) in the order of the rows.
+    """
+    shared, size = key.shape[1], key.shape[3]
+    query = (query * scaling).view(len(query), shared, -1, size)
+    own = (query @ key.transpose(2, 3)).masked_fill_(~sees, -torch.inf)
+    seen, start = [], 0
+    for cache, rows in articles:
+        layer, some = cache.layers[module.layer_idx], slice(start, start + rows)
+        far = query[some].transpose(0, 1).reshape(shared, -1, size) @ layer.keys[0].transpose(1, 2)
+        far = far.view(shared, rows, -1, far.shape[-1]).transpose(0, 1)
+        weights = torch.cat([far, own[some]], -1).softmax(-1)
+        far, near = weights.split([far.shape[-1], own.shape[-1]], -1)
+        far = far.transpose(0, 1).reshape(shared, -1, far.shape[-1]) @ layer.values[0]
+        seen.append(far.view(shared, rows, -1, size).transpose(0, 1) + near @ value[some])
+        start += rows
+    return torch.cat(seen).reshape(len(query), 1, -1, size), None
 
 
-AttentionInterface.register("blocks", attend_in_blocks)
-AttentionMaskInterface.register("blocks", sdpa_mask)
+AttentionInterface.register(ATTENTION, shared_prefix_attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
-def tune_for_cpu(model) -> None:
-    """Before training on a CPU: attention in blocks; and on Linux the process keeps the memory that a step frees.
+def keep_freed_memory() -> None:
+    """From now on the process keeps the memory that a training step frees, on Linux.
 
     The kernel would hand out every page of the gradients anew, zeroed, at every step.
     """
-    if model.device.type != "cpu":
-        return
-    model.set_attn_implementation("blocks")
     if GLIBC:
         GLIBC.mallopt(M_MMAP_MAX, 0)
         GLIBC.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
@@ -165,51 +178,90 @@ def choose_collator(model, group: dict) -> tuple[Callable, str]:
     nll = []
     with torch.inference_mode():
         for collate in (share_prefix, separate_rows):
-            batch = {key: tensor.to(model.device) for key, tensor in collate(group).items()}
-            labels = batch.pop("labels")
-            nll.append(answer_nll(model(**batch).logits, labels).sum(1))
+            batch = collate(group)
+            labels = batch.pop("labels").to(model.device)
+            nll.append(answer_nll(_logits(model, **batch), labels).sum(1))
     off = ((nll[0] - nll[1]).abs() / nll[1]).max().item()
     if off < 1e-3:
         return share_prefix, f"One pass an article: same losses as separate rows, up to a relative {off:.0e}."
     return separate_rows, f"Separate rows: one pass an article is off by a relative {off:.0e}. Is the mask ignored?"
 
 
+@dataclass
+class Reading:
+    """An article and its questions, read once: what the references cost, and what the answers begin with."""
+
+    nll: list[torch.Tensor]  # [supervised tokens] of each reference, see `answer_nll`
+    first: torch.Tensor  # [questions], the likeliest token after each
+    questions: list[list[int]]  # the places of each question's tokens in the row
+    prefix_length: int
+    cache: DynamicCache  # keys and values of the row
+
+
 @torch.inference_mode()
-def score_and_answer(model, group: dict, end: int, limit: int) -> tuple[torch.Tensor, torch.Tensor, list[list[int]]]:
-    """(nll, labels, answers) of a group, its article read once: `answer_nll` of the references, then greedy answers.
+def read_article(model, group: dict) -> Reading:
+    """One pass over an article with its questions and references, as in training."""
+    batch, cache = share_prefix(group), DynamicCache()
+    labels, place = batch.pop("labels").to(model.device), len(group["prefix"])
+    logits = _logits(model, past_key_values=cache, **batch)
+    lengths = (labels != IGNORE).sum(1)
+    nll = [row[:length] for row, length in zip(answer_nll(logits, labels), lengths, strict=True)]
+    first, questions = logits[0, lengths.cumsum(0) - lengths].argmax(-1), []
+    for branch, length in zip(group["branches"], lengths.tolist(), strict=True):
+        end = place + len(branch["input_ids"])
+        questions.append(list(range(place, end - length)))
+        place = end
+    return Reading(nll, first, questions, len(group["prefix"]), cache)
 
-    answers: the new token ids of each question, at most `limit`, with `end` if they ended. Every step adds one token to
-    each answer that has not ended, in one row: the article's keys and values are kept once, not once a question.
+
+@torch.inference_mode()
+def answer_questions(model, readings: list[Reading], end: int, limits: list[int]) -> list[list[int]]:
+    """Greedy answers to all questions of some readings: the new token ids, with `end` if they ended.
+
+    limits: at most so many tokens, for each question. All are answered at the same time, a token a step: a step costs
+    little more for fifty of them than for one.
     """
-    batch = share_prefix(group)
-    labels = batch.pop("labels")
-    tokens, cache = (labels != IGNORE).sum(1), DynamicCache(config=model.config)
-    logits = _logits(model, cache, **batch)
-    nll = answer_nll(logits, labels.to(logits.device))
+    places, sees = pad_left([question for reading in readings for question in reading.questions])
+    owner = torch.tensor([number for number, reading in enumerate(readings) for _ in reading.questions])
+    starts = sees.sum(1) + torch.tensor([reading.prefix_length for reading in readings])[owner]
+    own = DynamicCache()  # a question sees its article and itself, but no reference
+    for layer in range(len(readings[0].cache.layers)):
+        parts = [[], []]
+        for number, reading in enumerate(readings):
+            kept = reading.cache.layers[layer]
+            for part, tensor in zip(parts, (kept.keys, kept.values), strict=True):
+                part.append(tensor[0][:, places[owner == number]].transpose(0, 1))
+            kept.keys, kept.values = (t[:, :, : reading.prefix_length].contiguous() for t in (kept.keys, kept.values))
+        own.update(*map(torch.cat, parts), layer)
 
-    # an answer sees the article (0) and its own question (1, 2, …), but no reference (-1)
-    start, owner, answers = len(group["prefix"]), [0] * len(group["prefix"]), [[] for _ in labels]
-    lengths = torch.tensor([len(branch["input_ids"]) for branch in group["branches"]]) - tokens
-    for number, (question, reference) in enumerate(zip(lengths.tolist(), tokens.tolist(), strict=True), start=1):
-        owner += [number] * question + [-1] * reference
-    owner, active = torch.tensor(owner), torch.arange(len(labels))
-    logits = logits[:, tokens.cumsum(0) - tokens]  # where a question ends and its reference would begin
-    for step in range(limit):
-        ids = logits[0].argmax(-1).cpu()
+    answers = [[] for _ in starts]
+    ids, limits, active = (
+        torch.cat([reading.first for reading in readings]).cpu(),
+        torch.tensor(limits),
+        torch.arange(len(starts)),
+    )
+    for step in range(1, limits.max() + 1):
         for question, token in zip(active.tolist(), ids.tolist(), strict=True):
             answers[question].append(token)
-        active, ids = active[ids != end], ids[ids != end]
-        if not len(active) or step == limit - 1:
+        goes_on = (ids != end) & (limits[active] > step)
+        if not goes_on.any():
             break
-        owner = torch.cat([owner, active + 1])
-        sees = (owner == 0) | (owner == active[:, None] + 1)
-        positions = start + lengths[active] + step
+        if not goes_on.all():
+            own.batch_select_indices(goes_on.nonzero()[:, 0].to(model.device))
+            active, ids = active[goes_on], ids[goes_on]
+        rows = owner[active].bincount(minlength=len(readings)).tolist()
         logits = _logits(
-            model, cache, input_ids=ids[None], position_ids=positions[None], attention_mask=sees[None, None]
+            model,
+            input_ids=ids[:, None],
+            position_ids=(starts[active] + step - 1)[:, None],
+            attention_mask=pad(sees[active], (0, step), value=1).bool()[:, None, None],
+            past_key_values=own,
+            articles=[(reading.cache, n) for reading, n in zip(readings, rows, strict=True) if n],
         )
-    return nll, labels, answers
+        ids = logits[:, -1].argmax(-1).cpu()
+    return answers
 
 
-def _logits(model, cache: DynamicCache, **batch: torch.Tensor) -> torch.Tensor:
-    batch = {key: tensor.to(model.device) for key, tensor in batch.items()}
-    return model(**batch, past_key_values=cache).logits
+def _logits(model, **inputs) -> torch.Tensor:
+    inputs = {key: value.to(model.device) if torch.is_tensor(value) else value for key, value in inputs.items()}
+    return model(**inputs).logits

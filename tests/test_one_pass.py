@@ -26,7 +26,7 @@ ENV = os.environ | {"PYTHONPATH": str(bq.ROOT)}  # of a test that runs in a proc
 CONFIGS = {"qwen2": Qwen2Config, "llama": LlamaConfig}
 
 
-def make_model(name: str = "qwen2", lora: bool = False, attention: str = "blocks", **changes):
+def make_model(name: str = "qwen2", lora: bool = False, attention: str = one_pass.ATTENTION, **changes):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CONFIGS[name](**SHAPE | changes)).eval()
     model.set_attn_implementation(attention)
@@ -83,7 +83,7 @@ def test_the_batch_of_a_toy_to_the_integer():
     ]
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "blocks"])
+@pytest.mark.parametrize("attention", ["sdpa", one_pass.ATTENTION])
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("questions", [1, 2, 3, 7, 12])
@@ -98,7 +98,7 @@ def test_loss_and_every_gradient_are_those_of_separate_rows(name, lora, attentio
         assert (gradients[key] - other[key]).norm() <= 1e-4 * other[key].norm(), key
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "blocks"])
+@pytest.mark.parametrize("attention", ["sdpa", one_pass.ATTENTION])
 def test_a_changed_token_changes_its_own_branch_alone(attention):
     model, group = make_model(attention=attention), make_group(3)
     batch = one_pass.share_prefix(group)
@@ -112,11 +112,11 @@ def test_a_changed_token_changes_its_own_branch_alone(attention):
     assert (moved[2] > 0).all()
 
 
-def test_attention_in_blocks_is_torchs_attention():
+def test_attention_in_two_calls_is_that_in_one():
     batch = one_pass.share_prefix(make_group(5, article=300))
     labels = batch.pop("labels")
     with torch.no_grad():
-        one, other = (make_model(attention=kind)(**batch).logits for kind in ("sdpa", "blocks"))
+        one, other = (make_model(attention=kind)(**batch).logits for kind in ("sdpa", one_pass.ATTENTION))
     assert len(labels) == 5
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 

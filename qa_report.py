@@ -123,8 +123,8 @@ def find_pair(results: dict, one: str, other: str) -> dict:
     if row := rows.get(f"{one} - {other}"):
         return row
     row = rows[f"{other} - {one}"]
-    low, high = (None if row[key] is None else -row[key] for key in ("high", "low"))
-    return row | {"difference": -row["difference"], "low": low, "high": high}
+    low, high = (None if row[key] is None else 0 - row[key] for key in ("high", "low"))
+    return row | {"difference": 0 - row["difference"], "low": low, "high": high}
 
 
 def verdict(results: dict) -> list[str]:
@@ -175,7 +175,7 @@ def _smaller(results: dict) -> str:
     disk, rate = (costs["pruned"][key] / costs["full"][key] for key in ("weights_mb", "tokens_per_second"))
     removed = len(results["training"]["pruned"]["layers_removed"])
     return (
-        f"The smaller model, pruned, {removed} layers fewer: {' and '.join(found)} in F1; "
+        f"The smaller model, pruned (layers removed: {removed}), is {' and '.join(found)} in F1; "
         f"it takes {disk:.2f} of full's disk and writes {rate:.2f} times as fast."
     )
 

@@ -135,7 +135,7 @@ def test_the_verdict_compares_the_best_with_the_next(by_hand):
     )
     assert "full, 1,000,000 parameters trained (8.00 s a step, 6.0 GB), 100.0 MB on disk, 10.0 tokens a second" in price
     assert "not shown to differ from full (-0.10 [" in smaller and "better than base (+0.30 [" in smaller
-    assert "2 layers fewer" in smaller and "0.75 of full's disk and writes 1.30 times as fast" in smaller
+    assert "(layers removed: 2)" in smaller and "0.75 of full's disk and writes 1.30 times as fast" in smaller
     assert "0.50 with its own article, 0.20 with no article, 0.10 with another article" in controls
     assert "What its own article adds, +0.30 [+0.20, +0.60], is shown (p 0.04)." in controls
 
@@ -155,6 +155,8 @@ def test_a_pair_is_found_in_either_order_and_in_the_headline_slice(by_hand):
     there, back = find_pair(by_hand, "full", "base"), find_pair(by_hand, "base", "full")
     assert (there["difference"], back["difference"]) == (0.4, -0.4)
     assert (back["low"], back["high"]) == (-there["high"], -there["low"])
+    by_hand["differences"][6]["difference"] = 0.0
+    assert with_interval(find_pair(by_hand, "base", "full"), "difference", "+.2f").startswith("+0.00 ")
 
 
 def test_what_was_not_measured_is_a_dash(by_hand):

@@ -87,7 +87,7 @@ def strip(path: Path) -> None:
 
 
 def with_palette(png: str) -> str:
-    """A PNG in base64 with 128 colours, a quarter of its size: plots have few, and notebooks are to stay small."""
+    """A PNG in base64 with 128 colours, about a third of its size: plots have few, and notebooks are to stay small."""
     image, small = Image.open(io.BytesIO(base64.b64decode(png))), io.BytesIO()
     image.convert("RGB").quantize(128).save(small, "PNG", optimize=True)
     return base64.b64encode(small.getvalue()).decode()

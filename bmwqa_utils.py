@@ -216,6 +216,30 @@ def load_benchmark(path: str | Path, contexts: dict[str, str]) -> list[dict]:
     return questions
 
 
+def control_questions(questions: list[dict], part: str) -> dict[str, list[dict]]:
+    """The answerable questions of one slice in the wrong place: {"no_article": rows, "other_article": rows}.
+
+    no_article: with an empty context, in the same prompt. other_article: with the next article in the order of
+    `questions`, the first one after the last, its id in "context_of" (None: no article); no row if there is only one.
+    Only answerable questions: to decline one that the article does not answer is as right without the article.
+    """
+    contexts = {row["article_id"]: row["context"] for row in questions}
+    ids = list(contexts)
+    following = dict(zip(ids, ids[1:] + ids[:1], strict=True))
+    controls = {"no_article": [], "other_article": []}
+    for row in questions:
+        if row["slice"] == part and row["kind"] != "unanswerable":
+            other = following[row["article_id"]]
+            controls["no_article"].append(_move(row, None, ""))
+            if other != row["article_id"]:
+                controls["other_article"].append(_move(row, other, contexts[other]))
+    return controls
+
+
+def _move(row: dict, article_id: str | None, context: str) -> dict:
+    return row | {"context_of": article_id, "context": context, "prompt": format_prompt(context, row["question"])}
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The prompt, its tokens and its labels
 
@@ -377,6 +401,11 @@ def _embedded_model() -> Path:
 def load_tokenizer(name: str | Path, revision: str | None = None):
     """The tokenizer of a model, see `load_model`."""
     return AutoTokenizer.from_pretrained(_locate(str(name), revision)[0])
+
+
+def weights_mb(name: str | Path, revision: str | None = None) -> float:
+    """The size on disk, in MB (1e6 bytes), of a model's weights, see `load_model`; of an adapter, without its base."""
+    return sum(path.stat().st_size for path in _locate(str(name), revision)[0].glob("*.safetensors")) / 1e6
 
 
 def load_model(name: str | Path, revision: str | None = None, dtype: torch.dtype = torch.float32):

@@ -203,6 +203,7 @@ def score_records(records: list[dict], articles: dict[str, str], variants: Seque
 # What a mean of scores shows
 
 PAIRS = (("full", "base"), ("lora", "base"), ("full", "lora"))  # planned before any result was seen
+OTHER_PAIRS = (("pruned", "full"), ("pruned", "base"), ("pruned", "lora"))  # described beside them
 SCORES = ("exact_match", "f1", "rouge_l", "contains", "declined", "yes_no", "numbers_match")
 SCORES += ("words_in_article", "numbers_in_article", "words", "stopped")
 Values = Sequence[float | None]
@@ -321,12 +322,86 @@ def score_table(scores: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def paired_table(scores: pd.DataFrame, score: str = "f1") -> pd.DataFrame:
-    """The `paired_difference` of PAIRS in one score for each slice of `score_records`; p_holm: over a slice's pairs."""
+def paired_table(
+    scores: pd.DataFrame, score: str = "f1", planned: Sequence = PAIRS, others: Sequence = OTHER_PAIRS
+) -> pd.DataFrame:
+    """The `paired_difference` of pairs of variants in one score for each slice of `score_records`.
+
+    slice, pair ("full - base"), the difference's columns, p_holm and shown, a row a pair, the planned ones first.
+    p_holm: Holm over the planned pairs of a slice. The others stand outside of that family, with the plain p: they
+    describe the smaller model, and do not make the three planned comparisons harder. shown: p_holm, p for the others,
+    is at most 0.05.
+    """
     rows = []
     for part, some in scores.groupby("slice", sort=False):
         wide = some.pivot(index=["article_id", "question_id"], columns="variant", values=score)
-        found = [paired_difference(wide[a], wide[b], wide.index.get_level_values("article_id")) for a, b in PAIRS]
-        for (a, b), row, p_holm in zip(PAIRS, found, holm([row["p"] for row in found]), strict=True):
-            rows.append({"slice": part, "pair": f"{a} - {b}"} | row | {"p_holm": p_holm})
+        articles = wide.index.get_level_values("article_id")
+        found = [paired_difference(wide[a], wide[b], articles) for a, b in (*planned, *others)]
+        adjusted = holm([row["p"] for row in found[: len(planned)]]) + [None] * len(others)
+        for (a, b), row, p_holm in zip((*planned, *others), found, adjusted, strict=True):
+            shown = (row["p"] if p_holm is None else p_holm) <= 0.05
+            rows.append({"slice": part, "pair": f"{a} - {b}"} | row | {"p_holm": p_holm, "shown": shown})
     return pd.DataFrame(rows)
+
+
+def kind_table(scores: pd.DataFrame, score: str = "f1") -> pd.DataFrame:
+    """The `interval` of one score for each slice, kind of question and variant: slice, kind, variant, mean, low, …."""
+    groups = scores.groupby(["slice", "kind", "variant"], sort=False)
+    names = ("slice", "kind", "variant")
+    rows = [dict(zip(names, key, strict=True)) | interval(some[score], some["article_id"]) for key, some in groups]
+    return pd.DataFrame(rows)
+
+
+def plain_rows(table: pd.DataFrame) -> list[dict]:
+    """A table as JSON has it: a dict a row, floats with all their digits, None where there is no value."""
+    return table.astype(object).where(table.notna(), None).to_dict("records")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Controls and failures
+
+
+def score_controls(records: list[dict], articles: dict[str, str]) -> pd.DataFrame:
+    """`score_records` of full's answers to the questions that have controls: "own_article", then each control.
+
+    A record's "controls" has an answer for each control that its question was asked in, see `control_questions`.
+    """
+    asked = [
+        record | {"own_article": record["full"]} | record["controls"] for record in records if "controls" in record
+    ]
+    names = ["own_article", *dict.fromkeys(name for record in asked for name in record["controls"])]
+    parts = [score_records([row for row in asked if name in row], articles, [name]) for name in names]
+    return pd.concat(parts, ignore_index=True)
+
+
+def worst_failures(
+    scores: pd.DataFrame, records: list[dict], articles: dict[str, str], part: str, count: int = 3
+) -> pd.DataFrame:
+    """Each variant's `count` answers with the lowest F1 in one slice; of equals, whose reference surprised it most.
+
+    Surprise: nll / nll_tokens; then the order of the records. line: see `answer_line`.
+    """
+    by_id, rows = {record["question_id"]: record for record in records}, []
+    some = scores[scores["slice"] == part].assign(surprise=scores["nll"] / scores["nll_tokens"])
+    for variant, own in some.groupby("variant", sort=False):
+        worst = own.sort_values(["f1", "surprise"], ascending=[True, False]).head(count)
+        for question_id, f1 in zip(worst["question_id"], worst["f1"], strict=True):
+            record = by_id[question_id]
+            about = {key: record[key] for key in ("question_id", "kind", "question", "reference")}
+            line = answer_line(articles[record["article_id"]], record["references"], record["kind"])
+            rows.append({"variant": variant} | about | {"answer": record[variant]["answer"], "f1": f1, "line": line})
+    return pd.DataFrame(rows)
+
+
+def answer_line(context: str, references: list[str], kind: str) -> str:
+    """The first line of an article that holds an accepted answer, the best one first, as whole normalised words.
+
+    Or why there is none: the article does not say, a yes or a no is no span of it, an answer goes over several lines.
+    """
+    if kind in ("unanswerable", "yes_no"):
+        return {"unanswerable": "(not in the article)", "yes_no": "(a yes or a no: no one line says it)"}[kind]
+    for reference in references:
+        for line in context.splitlines():
+            if f" {normalize(reference)} " in f" {normalize(line)} ":
+                return line
+    return "(over several lines)"

@@ -6,6 +6,8 @@ refresh   all notebooks in place, their outputs as they are committed, and resul
 """
 
 import argparse
+import base64
+import io
 import json
 import os
 import re
@@ -16,11 +18,16 @@ from pathlib import Path
 import nbformat
 import papermill
 import yaml
+from PIL import Image
 
 # a thread that waits for the others sleeps: where something else runs on its core, one that spins costs tenfold
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # a script's own folder is there, the project's is not
+
+from qa_report import markdown_table, score_rows, trade_off_rows, verdict  # noqa: E402
+
 RUNS = ROOT / "runs"
 PAIRS, TRAINING = ROOT / "data_processing_prompt.ipynb", ROOT / "training.ipynb"
 
@@ -64,7 +71,7 @@ def evaluation_only() -> Path:
 
 
 def strip(path: Path) -> None:
-    """Take times, paths and papermill's notes out of a notebook that is to be committed."""
+    """Take times, paths and papermill's notes out of a notebook that is to be committed; plots get a palette."""
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -73,7 +80,17 @@ def strip(path: Path) -> None:
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number:03d}"
         cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                output.data["image/png"] = with_palette(output.data["image/png"])
     nbformat.write(notebook, path)
+
+
+def with_palette(png: str) -> str:
+    """A PNG in base64 with 128 colours, about a third of its size: plots have few, and notebooks are to stay small."""
+    image, small = Image.open(io.BytesIO(base64.b64decode(png))), io.BytesIO()
+    image.convert("RGB").quantize(128).save(small, "PNG", optimize=True)
+    return base64.b64encode(small.getvalue()).decode()
 
 
 def read_results(folder: Path) -> dict:
@@ -84,25 +101,26 @@ def closing_words(results: dict) -> None:
     print(f"\nModel: {results['model']['name']} ({results['model']['revision']})")
     for variant, figures in results["variants"].items():
         print(f"perplexity {variant:<7}{figures['rule_made']['perplexity']['mean']:10.3f}")
+    print("\n".join(results["verdict"]))
     print("Files: " + ", ".join(results["files"]))
 
 
-def results_table(results: dict) -> str:
-    """README's table: each variant's scores with their 95 % intervals, from results.json and nothing else."""
+def results_section(results: dict) -> str:
+    """README's results: the verdict and two tables with their 95 % intervals, from results.json and nothing else."""
     machine, data = results["machine"], results["data"]
-    columns = [("rule_made", "perplexity"), ("benchmark", "perplexity"), ("benchmark", "f1"), ("benchmark", "stopped")]
     lines = [
         f"{results['model']['name']} ({results['model']['revision']}), {results['settings']['max_steps']} steps of one "
         f"article each, {data['corpus']} corpus, on {machine['threads']} threads of {machine['processor']}.",
-        "Rule-made: title, date and content of the evaluation articles; benchmark: questions not made by rule.",
+        "Rule-made: questions that the rules made, as in training; benchmark: questions not made by rule.",
         "",
-        "| model | perplexity, rule-made | perplexity, benchmark | token F1, benchmark | stopped by itself |",
-        "| --- | --- | --- | --- | --- |",
+        *(f"- {sentence}" for sentence in verdict(results)),
+        "",
+        markdown_table(score_rows(results)),
+        "",
+        "What it costs; the speeds are those of one question, and *lora* is the adapter without its base:",
+        "",
+        markdown_table(trade_off_rows(results)),
     ]
-    for variant, figures in results["variants"].items():
-        cells = [figures[part][score] for part, score in columns]
-        shown = [f"{cell['mean']:.2f} [{cell['low']:.2f}, {cell['high']:.2f}]" for cell in cells]
-        lines.append(f"| {variant} | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 
@@ -110,7 +128,7 @@ def readme(results: dict) -> str:
     """README.md with its results written anew."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     pattern = re.compile(r"(<!-- results: .*? -->\n).*?(<!-- /results -->)", re.DOTALL)
-    return pattern.sub(lambda match: f"{match[1]}{results_table(results)}\n{match[2]}", text)
+    return pattern.sub(lambda match: f"{match[1]}{results_section(results)}\n{match[2]}", text)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 import bmwqa_utils as bq
+from live_answers import Stamps, stream_answer
 
 ROWS = [
     {"article_id": "T1", "context": "Munich. A museum opened.", "question": "Where?", "answer": "Munich"},
@@ -120,11 +121,22 @@ def test_an_adapter_names_its_base_and_not_a_path_of_this_machine(tmp_path):
 
 
 def test_merged_the_adapter_answers_exactly_as_beside_its_base(tmp_path, tiny_model_folder):
-    train_adapter(tmp_path / "lora", tiny_model_folder, learning_rate=0.05)
-    model, tokenizer = bq.load_model(tmp_path / "lora"), bq.load_tokenizer(tiny_model_folder)
-    beside = bq.generate_answers(model, tokenizer, ROWS, max_new_tokens=12)
+    """In fp32: the same tokens and reference losses, from memory and from disk; and not those of the base."""
+    train_adapter(tmp_path / "lora", tiny_model_folder)
+    tokenizer = bq.load_tokenizer(tiny_model_folder)
+
+    def answers(model):
+        return [stream_answer(model, tokenizer, row["context"], row["question"], 12, Stamps()) for row in ROWS]
+
+    model = bq.load_model(tmp_path / "lora")
+    beside, loss = answers(model), bq.perplexity(model, tokenizer, ROWS)["nll"]
     merged = model.merge_and_unload()
-    assert bq.generate_answers(merged, tokenizer, ROWS, max_new_tokens=12) == beside
+    assert answers(merged) == beside != answers(bq.load_model(tiny_model_folder))
+    merged.save_pretrained(tmp_path / "merged")
+    from_disk = bq.load_model(tmp_path / "merged")
+    assert answers(from_disk) == beside
+    assert bq.perplexity(from_disk, tokenizer, ROWS)["nll"] == pytest.approx(loss, rel=1e-5)
+    assert bq.weights_mb(tmp_path / "lora") < bq.weights_mb(tmp_path / "merged")
 
 
 @pytest.mark.parametrize("wanted", ["fp16", "", None])

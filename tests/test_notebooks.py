@@ -159,6 +159,7 @@ def small_run(tmp_path_factory, tiny_model_folder):
         OUT_DIR=str(folder),
         MAX_STEPS=3,
         MAX_NEW_TOKENS=4,
+        MAX_NEW_TOKENS_BENCHMARK=3,
     )
     training = run("training.ipynb", folder, **parameters)
     return folder, parameters, pairs, training
@@ -191,13 +192,19 @@ def test_results_hold_what_the_page_shows(small_run):
     results = json.loads((folder / "results.json").read_text())
     lines = bq.read_jsonl(folder / "eval_generations.jsonl")
     assert results["model"]["revision"] == "local folder"
-    for variant in ("base", "full", "lora"):
+    for variant in ("base", "full", "lora", "pruned"):
         nll = [line[variant]["nll"] for line in lines if line["slice"] == "rule_made"]
         tokens = [line[variant]["nll_tokens"] for line in lines if line["slice"] == "rule_made"]
         assert results["variants"][variant]["rule_made"]["perplexity"]["mean"] == pytest.approx(
             2.718281828459045 ** (sum(nll) / sum(tokens)), rel=1e-9
         )
         assert all({"answer", "stopped"} <= line[variant].keys() for line in lines)
+        for part, cap in (("rule_made", 4), ("benchmark", 3)):
+            assert max(line[variant]["tokens"] for line in lines if line["slice"] == part) == cap
+    controls = [line["controls"] for line in lines if "controls" in line]
+    assert len(controls) == sum(line["slice"] == "benchmark" and line["kind"] != "unanswerable" for line in lines)
+    assert all(control["no_article"]["nll_tokens"] == control["other_article"]["nll_tokens"] for control in controls)
+    assert results["trade_off"]["variants"].keys() == results["variants"].keys() | {"lora_merged"}
 
 
 def notebooks(*arguments):

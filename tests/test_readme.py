@@ -1,25 +1,75 @@
 """README says what results.json says, and names what is there."""
 
+import math
 import re
+from statistics import mean
+
+import pytest
 
 import bmwqa_utils as bq
+from qa_report import verdict
 from scripts.notebooks import read_results, readme
 
 README = (bq.ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS, LINES = read_results(bq.ROOT / "results"), bq.read_jsonl(bq.ROOT / "results/eval_generations.jsonl")
 
 
 def test_the_results_table_is_the_one_of_results_json():
-    assert readme(read_results(bq.ROOT / "results")) == README
+    assert readme(RESULTS) == README
+
+
+def test_the_verdict_is_the_one_of_the_figures():
+    assert verdict(RESULTS) == RESULTS["verdict"]
+
+
+def plain_words(text):
+    return re.sub(r"\b(an?|the)\b", " ", re.sub(r"[!-/:-@[-`{-~]", "", text.lower())).split()
+
+
+def plain_f1(line, answer):
+    """Token F1, or 1 for a right refusal, worked out again without qa_scores."""
+    ours, best = plain_words(answer), 0.0
+    if line["kind"] == "unanswerable":
+        return float(" ".join(ours).startswith("press release does not say"))
+    for theirs in map(plain_words, line["references"]):
+        shared = sum(min(ours.count(word), theirs.count(word)) for word in set(ours))
+        best = max(best, 2 * shared / (len(ours) + len(theirs)) if shared else 0.0)
+    return best
 
 
 def test_results_come_from_the_generations_that_stand_beside_them():
-    lines = bq.read_jsonl(bq.ROOT / "results/eval_generations.jsonl")
-    for variant, figures in read_results(bq.ROOT / "results")["variants"].items():
+    for variant, figures in RESULTS["variants"].items():
         for part in ("rule_made", "benchmark"):
-            some = [line[variant] for line in lines if line["slice"] == part]
+            lines = [line for line in LINES if line["slice"] == part]
+            some = [line[variant] for line in lines]
+            found = {score: figures[part][score]["mean"] for score in ("perplexity", "stopped", "f1")}
+            nll, tokens = (sum(answer[key] for answer in some) for key in ("nll", "nll_tokens"))
             assert figures[part]["perplexity"]["n"] == len(some)
-            stopped = sum(answer["stopped"] for answer in some) / len(some)
-            assert abs(figures[part]["stopped"]["mean"] - stopped) < 1e-9
+            assert found["perplexity"] == pytest.approx(math.exp(nll / tokens))
+            assert found["stopped"] == pytest.approx(mean(answer["stopped"] for answer in some))
+            assert found["f1"] == pytest.approx(mean(plain_f1(line, line[variant]["answer"]) for line in lines))
+
+
+def test_differences_kinds_controls_and_failures_come_from_them_too():
+    f1 = {v: {line["question_id"]: plain_f1(line, line[v]["answer"]) for line in LINES} for v in RESULTS["variants"]}
+    for row in RESULTS["differences"]:
+        one, other = (f1[variant] for variant in row["pair"].split(" - "))
+        asked = [line["question_id"] for line in LINES if line["slice"] == row["slice"]]
+        assert row["difference"] == pytest.approx(mean(one[key] - other[key] for key in asked))
+        assert row["wins"] == sum(one[key] > other[key] for key in asked)
+        assert row["losses"] == sum(one[key] < other[key] for key in asked)
+        assert row["ties"] == len(asked) - row["wins"] - row["losses"]
+    for row in RESULTS["by_kind"]:
+        some = [x["question_id"] for x in LINES if (x["slice"], x["kind"]) == (row["slice"], row["kind"])]
+        assert row["mean"] == pytest.approx(mean(f1[row["variant"]][key] for key in some))
+    asked = [line for line in LINES if "controls" in line]
+    assert asked and all(line["kind"] != "unanswerable" for line in asked)
+    for name, found in RESULTS["controls"]["conditions"].items():
+        made = [(line, (line | line["controls"] | {"own_article": line["full"]}).get(name)) for line in asked]
+        scores = [plain_f1(line, answer["answer"]) for line, answer in made if answer]
+        assert (found["f1"]["n"], found["f1"]["mean"]) == (len(scores), pytest.approx(mean(scores)))
+    for row in RESULTS["failures"]:
+        assert row["f1"] == pytest.approx(f1[row["variant"]][row["question_id"]])
 
 
 def test_every_file_of_the_tree_exists():

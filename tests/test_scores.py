@@ -13,15 +13,20 @@ from scipy.stats import norm, t
 import qa_scores
 from qa_scores import (
     DECLINE,
+    answer_line,
     holm,
     interval,
+    kind_table,
     numbers,
     paired_difference,
     paired_table,
+    plain_rows,
     same_numbers,
     score_answer,
+    score_controls,
     score_records,
     score_table,
+    worst_failures,
 )
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -365,18 +370,22 @@ def record(article: str, number: int, part: str, kind: str, reference: str, **an
         for variant, answer in answers.items()
     }
     about = {"question_id": f"{article}-{number}", "article_id": article, "kind": kind, "slice": part}
-    return about | {"question": "?", "references": [reference]} | made
+    return about | {"question": "?", "reference": reference, "references": [reference]} | made
+
+
+VARIANTS = ("base", "full", "lora", "pruned")
+RECORDS = [
+    record("a", 1, "benchmark", "how_many", "571 km", base="571", full="571 km", lora="571 km", pruned="571"),
+    record("a", 2, "benchmark", "unanswerable", DECLINE, base="Anna", full=DECLINE, lora="Berg", pruned=DECLINE),
+    record("b", 1, "benchmark", "yes_no", "Yes", base="No", full="Yes", lora="Yes, it does.", pruned="No"),
+    record("b", 3, "rule_made", "who", "Anna Berg", base="Anna Berg", full="Anna", lora="Anna Berg", pruned=""),
+]
+TEXTS = {"a": ARTICLE, "b": ARTICLE}
 
 
 @pytest.fixture
 def table() -> pd.DataFrame:
-    rows = [
-        record("a", 1, "benchmark", "how_many", "571 km", base="571", full="571 km", lora="571 km"),
-        record("a", 2, "benchmark", "unanswerable", DECLINE, base="Anna Berg", full=DECLINE, lora="Berg"),
-        record("b", 1, "benchmark", "yes_no", "Yes", base="No", full="Yes", lora="Yes, it does."),
-        record("b", 3, "rule_made", "who", "Anna Berg", base="Anna Berg", full="Anna", lora="Anna Berg"),
-    ]
-    return score_records(rows, {"a": ARTICLE, "b": ARTICLE}, ("base", "full", "lora"))
+    return score_records(RECORDS, TEXTS, VARIANTS)
 
 
 def test_score_table_keeps_slices_apart(table):
@@ -404,5 +413,79 @@ def test_paired_table(table):
     found = paired_table(table).set_index(["slice", "pair"])
     row = found.loc["benchmark", "full - base"]
     assert row["difference"] == pytest.approx(7 / 9) and row["wins"] == 3 and row["clusters"] == 2
-    assert found["p_holm"].between(0, 1).all() and (found["p_holm"] >= found["p"]).all()
-    assert list(found.index.get_level_values("pair")) == ["full - base", "lora - base", "full - lora"] * 2
+    assert found.loc["benchmark", "pruned - full"]["difference"] == pytest.approx((-1 / 3 + 0 - 1) / 3)
+    planned = ["full - base", "lora - base", "full - lora"]
+    others = ["pruned - full", "pruned - base", "pruned - lora"]
+    assert list(found.index.get_level_values("pair")) == (planned + others) * 2
+
+
+def test_holm_is_over_the_three_planned_pairs_and_shown_is_what_it_leaves():
+    """Nine articles, one question each: full wins all, p 2/2^9 = 0.0039; lora 8 of 9, p 20/2^9 = 0.039."""
+    rows = []
+    for number, article in enumerate("abcdefghi"):
+        lora = "wrong" if number == 0 else "right"
+        made = dict(base="wrong" if number else "right", full="right", lora=lora, pruned="wrong" if number else "right")
+        rows.append(record(article, 1, "benchmark", "who", "right", **made))
+    found = paired_table(score_records(rows, dict.fromkeys("abcdefghi", ARTICLE), VARIANTS)).set_index("pair")
+    planned = found.loc[["full - base", "lora - base", "full - lora"]]
+    assert planned["p"].tolist() == [2 / 2**8, 20 / 2**9, 1]
+    assert planned["p_holm"].tolist() == pytest.approx([3 * 2 / 2**8, 2 * 20 / 2**9, 1])
+    assert planned["shown"].tolist() == [True, False, False]  # lora's own p is below 0.05, Holm's is not
+    others = found.loc[["pruned - full", "pruned - base", "pruned - lora"]]
+    assert others["p_holm"].isna().all() and others["shown"].tolist() == [True, False, True]
+
+
+def test_kind_table(table):
+    means = kind_table(table).set_index(["slice", "kind", "variant"])["mean"]
+    assert means["benchmark", "how_many", "base"] == pytest.approx(2 / 3)
+    assert means["benchmark", "unanswerable", "pruned"] == means["benchmark", "yes_no", "full"] == 1
+    assert len(means) == 4 * 4
+
+
+def test_plain_rows_keep_every_digit_and_know_no_nan():
+    rows = plain_rows(pd.DataFrame({"a": [1 / 3, None], "b": [1, 2], "c": [True, False], "d": ["x", None]}))
+    assert rows == [{"a": 1 / 3, "b": 1, "c": True, "d": "x"}, {"a": None, "b": 2, "c": False, "d": None}]
+    assert [type(value) for value in rows[0].values()] == [float, int, bool, str]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Controls and failures
+
+
+def test_controls_are_scored_on_the_questions_that_have_them_and_nothing_else():
+    control = {"answer": "571 km", "stopped": True, "tokens": 3, "nll": 6.0, "nll_tokens": 2}
+    rows = [row | {} for row in RECORDS]
+    rows[0]["controls"] = {"no_article": control | {"answer": "571"}, "other_article": control}
+    rows[2]["controls"] = {"no_article": control | {"answer": "Yes"}}
+    found = score_controls(rows, TEXTS)
+    assert len(found) == 2 + 2 + 1
+    means = score_table(found).set_index(["variant", "score"])["mean"]
+    assert means["own_article", "f1"] == 1
+    assert means["no_article", "f1"] == pytest.approx((2 / 3 + 1) / 2)
+    assert means["other_article", "f1"] == 1
+    assert means["no_article", "perplexity"] == pytest.approx(math.exp(3))
+    pairs = [("own_article", "no_article"), ("own_article", "other_article")]
+    gaps = paired_table(found, planned=(), others=pairs).set_index("pair")
+    assert gaps["difference"].tolist() == pytest.approx([1 / 6, 0])
+    assert gaps["n"].tolist() == [2, 1]
+
+
+def test_the_worst_are_the_lowest_f1_then_the_most_surprised():
+    rows = [record("a", n, "benchmark", "how_many", "571 kilometres", base=f"wrong {n}") for n in (1, 2, 3, 4)]
+    rows[1]["base"]["answer"] = "571 kilometres"
+    rows[3]["base"]["nll"] = 4 * 9.0  # nine nats a token, the others two
+    scores = score_records(rows, TEXTS, ["base"])
+    found = worst_failures(scores, rows, TEXTS, "benchmark")
+    assert found["question_id"].tolist() == ["a-4", "a-1", "a-3"]
+    assert found["answer"].tolist() == ["wrong 4", "wrong 1", "wrong 3"] and found["f1"].tolist() == [0, 0, 0]
+    assert set(found["line"]) == {ARTICLE.splitlines()[0]}
+
+
+def test_the_line_of_an_answer():
+    first, second = ARTICLE.split("\n\n")
+    assert answer_line(ARTICLE, ["Anna Berg"], "who") == second
+    assert answer_line(ARTICLE, ["20", "59,900 euros"], "how_many") == second  # the best reference decides
+    assert answer_line(ARTICLE, ["59,900 euros"], "how_many") == first
+    assert answer_line(ARTICLE, ["57", "costs 59,900 euros we invested"], "how_many") == "(over several lines)"
+    assert answer_line(ARTICLE, ["Yes"], "yes_no").startswith("(a yes or a no")
+    assert answer_line(ARTICLE, [DECLINE], "unanswerable") == "(not in the article)"

@@ -1,0 +1,88 @@
+"""One question at a time: the answers of the evaluation, token by token, and the controls' questions."""
+
+import pytest
+from transformers import TextStreamer
+
+import bmwqa_utils as bq
+from live_answers import answer_speed, pick, stream_answer
+
+CONTEXT, QUESTION = "Munich. A museum opened. <|im_end|>", "Where? <|im_end|>"
+
+
+def ask(model, tokenizer, streamer):
+    return stream_answer(model, tokenizer, CONTEXT, QUESTION, 12, streamer)
+
+
+def test_the_streamed_answer_is_that_of_the_evaluation(tiny_model_folder, capsys):
+    """With a control token in the article and in the question, which must stay plain text in both."""
+    model, tokenizer = bq.load_model(tiny_model_folder), bq.load_tokenizer(tiny_model_folder)
+    row = {"article_id": "T1", "context": CONTEXT, "question": QUESTION}
+    (answer,) = bq.generate_answers(model, tokenizer, [row], max_new_tokens=12)
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    ids = ask(model, tokenizer, streamer)
+    assert len(ids) == answer["tokens"]
+    assert tokenizer.decode(ids, skip_special_tokens=True).strip() == answer["answer"]
+    assert capsys.readouterr().out.strip() == answer["answer"]
+
+
+def test_a_token_reaches_the_streamer_before_the_next_is_made(tiny_model_folder):
+    model, tokenizer, seen = bq.load_model(tiny_model_folder), bq.load_tokenizer(tiny_model_folder), []
+
+    class Notes(TextStreamer):
+        def put(self, value):
+            seen.append(value.numel())
+
+        def end(self):
+            seen.append("end")
+
+    ids = ask(model, tokenizer, Notes(tokenizer))
+    prompt = len(bq.encode_text(tokenizer, bq.format_prompt(CONTEXT, QUESTION)))
+    assert seen == [prompt] + [1] * len(ids) + ["end"]
+
+
+def test_speed_is_measured_over_as_many_tokens_as_asked(tiny_model_folder):
+    model, tokenizer, made = bq.load_model(tiny_model_folder), bq.load_tokenizer(tiny_model_folder), []
+    model.register_forward_hook(lambda *_: made.append(1))
+    found = answer_speed(model, tokenizer, CONTEXT, QUESTION, new_tokens=5, runs=2)
+    assert len(made) == 2 * 5
+    assert set(found) == {"first_token_seconds", "tokens_per_second"} and min(found.values()) > 0
+
+
+def test_what_there_is_to_choose_from_is_named():
+    assert pick({"full": 1}, "full", "variant") == 1
+    with pytest.raises(ValueError, match="There is no variant 'ful'. There are: base, full."):
+        pick({"base": 0, "full": 1}, "ful", "variant")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Controls
+
+
+def rows_of(*articles):
+    about = [("benchmark", "who"), ("benchmark", "unanswerable"), ("rule_made", "title")]
+    return [
+        {"article_id": a, "context": f"Text of {a}.", "question": f"{kind}?", "slice": part, "kind": kind}
+        for a in articles
+        for part, kind in about
+    ]
+
+
+def test_controls_ask_answerable_questions_without_their_article_and_with_the_next():
+    controls = bq.control_questions(rows_of("T1", "T2", "T3"), "benchmark")
+    assert [row["article_id"] for row in controls["no_article"]] == ["T1", "T2", "T3"]
+    assert {row["question"] for rows in controls.values() for row in rows} == {"who?"}
+    assert {row["prompt"] for row in controls["no_article"]} == {bq.format_prompt("", "who?")}
+    assert [row["context_of"] for row in controls["other_article"]] == ["T2", "T3", "T1"]
+    assert [row["context"] for row in controls["other_article"]] == ["Text of T2.", "Text of T3.", "Text of T1."]
+    assert controls["other_article"][2]["prompt"] == bq.format_prompt("Text of T1.", "who?")
+
+
+def test_one_article_has_no_other():
+    controls = bq.control_questions(rows_of("T1"), "rule_made")
+    assert (len(controls["no_article"]), controls["other_article"]) == (1, [])
+
+
+def test_the_size_on_disk_is_that_of_the_weights(tiny_model_folder):
+    model = bq.load_model(tiny_model_folder)
+    megabytes = 4 * sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    assert bq.weights_mb(tiny_model_folder) == pytest.approx(megabytes, rel=0.01)

@@ -47,4 +47,4 @@ refresh: setup  ## run all notebooks in place as they are committed, results/ an
 	$(BIN)/python scripts/notebooks.py refresh $(ARGS)
 
 clean:  ## delete what runs made; keeps .venv, models/ and data/raw
-	rm -rf runs data/processed *_full_ft *_lora eval_generations.jsonl results.json
+	rm -rf runs data/processed *_full_ft *_lora *_pruned_ft eval_generations.jsonl results.json

@@ -429,6 +429,32 @@ def load_model(name: str | Path, revision: str | None = None, dtype: torch.dtype
     return model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu").eval()
 
 
+def prune_layers(model, groups: list[dict], share: float = 0.25) -> list[int]:
+    """Cut that share of the decoder layers out of `model`, in place; the numbers of the removed ones.
+
+    The block of layers goes whose output is nearest to its input: smallest angle between the hidden states of the last
+    token before and behind it, in the mean over the articles of `groups`, the last layer being kept (Gromov et al.,
+    "The Unreasonable Ineffectiveness of the Deeper Layers", arXiv 2403.17887, equation 7).
+    """
+    layers = model.get_decoder().layers
+    count = max(1, round(len(layers) * share))
+    angles = torch.zeros(len(layers) - count)  # between what enters layer i and what enters layer i + count
+    with torch.inference_mode():
+        for group in groups:
+            ids = torch.tensor([group["prefix"]], device=model.device)
+            states = model.get_decoder()(ids, use_cache=False, output_hidden_states=True).hidden_states
+            states = torch.stack([state[0, -1].float().cpu() for state in states[:-1]])
+            angles += torch.cosine_similarity(states[:-count], states[count:]).clamp(-1, 1).arccos()
+    first = int(angles.argmin())
+    del layers[first : first + count]
+    for number, layer in enumerate(layers):
+        layer.self_attn.layer_idx = number
+    model.config.num_hidden_layers = len(layers)
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = model.config.layer_types[: len(layers)]
+    return list(range(first, first + count))
+
+
 def save_finished(folder: str | Path, model, tokenizer, training: dict | None = None) -> None:
     """Save a model, its tokenizer and training.json to `folder`, whole or not at all: the old one stays until then."""
     folder = Path(folder)

@@ -234,6 +234,26 @@ def test_the_usual_trainer_has_the_same_loss_curve(tmp_path):
     assert losses(ours) == pytest.approx(losses(usual), rel=1e-3)
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_layers_that_change_least_go_and_the_rest_survives_the_disk(name, tmp_path, embedded_tokenizer):
+    """Eight layers, of which the third and fourth write almost nothing: the model without them says the same."""
+    model = make_model(name, num_hidden_layers=8)
+    for layer in model.model.layers[2:4]:
+        for linear in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            torch.nn.init.normal_(linear.weight, std=1e-6)
+    ids = torch.randint(300, (1, 20))
+    with torch.no_grad():
+        whole = model(ids).logits
+    assert bq.prune_layers(model, [{"prefix": ids[0].tolist()}]) == [2, 3]
+    bq.save_finished(tmp_path / "pruned", model, embedded_tokenizer)
+    loaded = bq.load_model(tmp_path / "pruned")
+    assert loaded.config.num_hidden_layers == len(loaded.model.layers) == 6
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(ids).logits, whole, rtol=1e-3, atol=1e-3)
+    plain = [one.generate(ids, do_sample=False, max_new_tokens=5).tolist() for one in (loaded, model)]
+    assert plain[0] == plain[1]
+
+
 class KilledIn(TrainerCallback):
     def __init__(self, step):
         self.step = step

@@ -17,6 +17,7 @@ Keys of results.json, written after every section:
              cpu: the least share of the cores that a round got; far below 0.9 others ran too, and it does not count
   fp32       [model][method]: the same for "ours" and "hf", all in fp32
   memory     [model][method]: peak_gb of ours on an article of 2,048 tokens
+  profile    [model][method]: the operators that take most of our step's time, and their share of it
   questions  [model][method][questions]: seconds a QA pair      length  [model][method][way][tokens]: seconds a QA pair
   evaluation [model]: ours, generate: seconds for perplexity and answers; ratio; same: answers that are the same text
   loss       hf, ours: the losses of 20 steps of one QA pair each, in fp32; difference: the largest, relative
@@ -27,8 +28,10 @@ import json
 import multiprocessing
 import os
 import platform
+import re
 import sys
 import time
+from contextlib import nullcontext
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -37,17 +40,20 @@ from statistics import median
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as scripts/notebooks.py has it
+
+from qa_report import markdown_table  # noqa: E402  the project's root must be on the path first
 
 QWEN, SMOL = "Qwen2.5-0.5B's shape", "smollm2-135m"
 MODELS = {QWEN: 2, SMOL: 3}  # rounds
-LENGTHS = [250, 500, 1000, 1500, 2000]
-QUESTIONS = [1, 2, 3, 6, 12]
+LENGTHS = [250, 500, 1000, 2000]
+QUESTIONS = [1, 3, 6, 12]
 ARTICLE_TOKENS = (1000, 1300)  # of the articles in every section but `length` and `memory`
 NEW_TOKENS = 32  # of an answer in the evaluation
 QWEN_CONFIG = dict(vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24)
 QWEN_CONFIG |= dict(num_attention_heads=14, num_key_value_heads=2, max_position_embeddings=32768)
 QWEN_CONFIG |= dict(tie_word_embeddings=True, rms_norm_eps=1e-6)
-TRL_WAYS = {  # gradient checkpointing is off in all of them; the first round tries them all, the fastest goes on
+TRL_WAYS = {  # the first round tries them (fp32 on the small model), the fastest goes on
     "trl bf16": dict(bf16=True),
     "trl fp32": dict(bf16=False),
     "trl bf16, logits at once": dict(bf16=True, chunked=False),
@@ -69,8 +75,13 @@ def load(model: str, dtype):
     return bq.load_model(model, dtype=dtype)
 
 
-def train(model: str, method: str, way: str, groups: list, warm: int = 1, learning_rate: float = 0.0) -> dict:
-    """Train on `groups`: the seconds a QA pair after the first `warm` steps, the losses and the peak memory."""
+def train(
+    model: str, method: str, way: str, groups: list, warm: int = 1, learning_rate: float = 0.0, profiled: bool = False
+) -> dict:
+    """Train on `groups`: the seconds a QA pair after the first `warm` steps, the losses and the peak memory.
+
+    profiled: also "operators", the ten that take most of the time of all steps, with their share of it.
+    """
     import torch
     from peft import LoraConfig, get_peft_model
     from torch.nn.functional import cross_entropy
@@ -88,8 +99,9 @@ def train(model: str, method: str, way: str, groups: list, warm: int = 1, learni
     if method == "lora":
         lora = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
         model = get_peft_model(model, lora)
+    model.set_attn_implementation(one_pass.ATTENTION if ours else "sdpa")
     if ours:
-        one_pass.tune_for_cpu(model)
+        one_pass.keep_freed_memory()
         steps, collate = groups, lambda batch: one_pass.share_prefix(batch[0])
         options = dict(compute_loss_func=one_pass.answer_loss)
     else:
@@ -133,14 +145,20 @@ def train(model: str, method: str, way: str, groups: list, warm: int = 1, learni
     trainer.add_callback(clock)
     trainer.remove_callback(PrinterCallback)
     wall, cpu = time.perf_counter(), time.process_time()
-    with bq.PeakMemory() as peak:
+    watch = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) if profiled else nullcontext()
+    with bq.PeakMemory() as peak, watch as profile:
         trainer.train()
     cpu = (time.process_time() - cpu) / (time.perf_counter() - wall) / torch.get_num_threads()
     pairs = sum(len(group["branches"]) for group in groups[warm:])
     losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
     loss = sum(losses[warm:]) / len(losses[warm:])
     seconds = sum(clock.seconds[warm:]) / pairs
-    return {"seconds": seconds, "cpu": cpu, "peak_gb": peak.gb, "loss": loss, "losses": losses}
+    result = {"seconds": seconds, "cpu": cpu, "peak_gb": peak.gb, "loss": loss, "losses": losses}
+    if profiled:
+        times = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
+        longest = sorted(times, key=times.get, reverse=True)[:10]
+        result["operators"] = {key: times[key] / sum(times.values()) for key in longest}
+    return result
 
 
 def evaluate(model: str, rows: list) -> dict:
@@ -152,12 +170,15 @@ def evaluate(model: str, rows: list) -> dict:
 
     dtype, _ = bq.choose_precision()
     tokenizer, model = bq.load_tokenizer(SMOL), load(model, dtype).eval()
+    model.set_attn_implementation(one_pass.ATTENTION)
     end = tokenizer.eos_token_id
     model.generation_config.eos_token_id = end
     clock = time.perf_counter()
     bq.perplexity(model, tokenizer, rows)
     answers = bq.generate_answers(model, tokenizer, rows, NEW_TOKENS)
-    ours, clock, same = time.perf_counter() - clock, time.perf_counter(), 0
+    ours = time.perf_counter() - clock
+    model.set_attn_implementation("sdpa")
+    clock, same = time.perf_counter(), 0
     for row, answer in zip(rows, answers, strict=True):
         example = bq.encode_example(tokenizer, row)
         prompt = [i for i, label in zip(*example.values(), strict=True) if label == one_pass.IGNORE]
@@ -293,29 +314,27 @@ def run_section(name: str, results: dict, models: dict) -> object:
     table: dict = {model: {"full": {}, "lora": {}} for model in models}
     if name == "speed":
         for model, method in pairs:
-            ways = ["ours", "hf fp32", *TRL_WAYS]
+            ways = ["ours", "hf fp32", *(way for way in TRL_WAYS if model == SMOL or "bf16" in way)]
             table[model][method] = compare(model, method, ways, models[model], results["rates"])
     elif name == "fp32":
         for model, method in pairs:
             table[model][method] = compare(model, method, ["ours fp32", "hf fp32"], 1)
     elif name == "memory":
         for model, method in pairs:
-            some = (
-                article_groups(tokens=(2048, 4000), cut=2048)[:1] * 2
-            )  # two steps: the second has the optimizer's state
+            some = article_groups(tokens=(2048, 4000), cut=2048)[:1] * 2  # the second step has the optimizer's state
             table[model][method] = {"peak_gb": alone(train, model, method, "ours", some)["peak_gb"]}
             say(model, method, table[model][method])
-    elif name == "questions":
-        for _ in range(min(models.values())):
-            for questions in QUESTIONS:
-                some = article_groups(12)[:2]
-                some = [group | {"branches": group["branches"][:questions]} for group in some]
-                for model, method in pairs:
-                    seconds = alone(train, model, method, "ours", some)["seconds"]
-                    table[model][method].setdefault(str(questions), []).append(seconds)
-                    say(model, method, questions, "questions", f"{seconds:.2f} s a QA pair")
+    elif name == "profile":
         for model, method in pairs:
-            table[model][method] = {key: median(values) for key, values in table[model][method].items()}
+            some = article_groups()[:2]
+            table[model][method] = alone(train, model, method, "ours", some, profiled=True)["operators"]
+    elif name == "questions":
+        for questions in QUESTIONS:
+            some = [group | {"branches": group["branches"][:questions]} for group in article_groups(12)[:2]]
+            for model, method in pairs:
+                seconds = alone(train, model, method, "ours", some)["seconds"]
+                table[model][method][str(questions)] = seconds
+                say(model, method, questions, "questions", f"{seconds:.2f} s a QA pair")
     elif name == "length":
         model = list(models)[-1]  # the embedded one: the others take too long for every length
         table = {model: {"full": {}, "lora": {}}}
@@ -342,6 +361,55 @@ def run_section(name: str, results: dict, models: dict) -> object:
         difference = max(abs(one - other) / one for one, other in zip(hf, ours, strict=True))
         return {"hf": hf, "ours": ours, "difference": difference}
     return table
+
+
+def speed_section(results: dict) -> str:
+    """README's table of speed, from results.json and nothing else."""
+    machine, rates, rows = results["machine"], results["rates"], []
+    for model, methods in results["speed"].items():
+        for method, ways in methods.items():
+            ours, usual = ways["ours"], ways["hf fp32"]
+            trl = min((ways[way] for way in ways if way.startswith("trl")), key=lambda entry: entry["seconds_a_qa"])
+            questions = results["questions"][model][method]
+            rows.append(
+                {
+                    "model": model,
+                    "method": method,
+                    "s a QA pair": f"{ours['seconds_a_qa']:.2f}",
+                    "against Trainer, fp32": f"{usual['ratio']:.1f} ×",
+                    "against TRL's best": f"{trl['ratio']:.1f} ×",
+                    "against Trainer, both fp32": f"{results['fp32'][model][method]['hf fp32']['ratio']:.1f} ×",
+                    "of the bf16 rate": f"{ours['share']:.0%}",
+                    "GB at 2,048 tokens": f"{results['memory'][model][method]['peak_gb']:.1f}",
+                    "a pair at 12 questions, to 3": f"{questions['12'] / questions['3']:.2f}",
+                }
+            )
+    faster = ", ".join(f"{entry['ratio']:.1f} × ({model})" for model, entry in results["evaluation"].items())
+    return "\n".join(
+        [
+            f"{machine['cpu']}, {machine['cores']} cores; GFLOP/s: {rates['fp32']:.0f} in fp32, {rates['bf16']:.0f} in "
+            f"bf16; three questions an article of {ARTICLE_TOKENS[0]:,} to {ARTICLE_TOKENS[1]:,} tokens.",
+            "",
+            markdown_table(rows),
+            "",
+            f"Perplexity and answers, against one `generate` a question: {faster}.",
+            "",
+            "Where the time of our steps goes:",
+            *(
+                f"- {model}, {method}: "
+                + ", ".join(f"`{name}` {share:.0%}" for name, share in list(shares.items())[:5])
+                for model, methods in results["profile"].items()
+                for method, shares in methods.items()
+            ),
+        ]
+    )
+
+
+def write_readme(results: dict) -> str:
+    """README.md with its table of speed written anew."""
+    text = (HERE.parent / "README.md").read_text(encoding="utf-8")
+    pattern = re.compile(r"(<!-- speed: .*? -->\n).*?(<!-- /speed -->)", re.DOTALL)
+    return pattern.sub(lambda match: f"{match[1]}{speed_section(results)}\n{match[2]}", text)
 
 
 def draw(results: dict) -> None:
@@ -375,7 +443,7 @@ def draw(results: dict) -> None:
         plot("loss.png", curves, "step (one QA pair)", "loss", f"Same rows, same order: {SMOL}, full, fp32")
 
 
-SECTIONS = ["rates", "speed", "fp32", "memory", "questions", "length", "evaluation", "loss"]
+SECTIONS = ["rates", "speed", "memory", "profile", "evaluation", "fp32", "loss", "questions", "length"]
 
 
 def main() -> None:
@@ -403,8 +471,9 @@ def main() -> None:
         results[name] = run_section(name, results, models)
         bq.write_json(path, results)
         say(f"{name} took {(time.perf_counter() - clock) / 60:.1f} minutes")
-    if not options.quick:
+    if not options.quick and all(name in results for name in SECTIONS):
         draw(results)
+        (HERE.parent / "README.md").write_text(write_readme(results), encoding="utf-8")
 
 
 def describe_cpu() -> str:

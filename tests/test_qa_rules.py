@@ -81,7 +81,10 @@ def test_unknown_kind_is_named():
 def test_a_small_article_is_asked_what_people_ask():
     pairs, _ = find_pairs(make_article(), KINDS)
     answers = {pair["question"]: pair["answer"] for pair in pairs}
-    assert answers["Why was the Hill Race cancelled in 2024?"] == "due to weather conditions"
+    assert "due to weather conditions" in (
+        answers.get("Why was the Hill Race cancelled in 2024?"),
+        answers.get("For what reason was the Hill Race cancelled in 2024?"),
+    )
     assert answers["Where is the BMW iX3 built?"] == "Debrecen"
     assert answers["How many employees does the plant in Ulm have?"] == "around 5,300"
     assert "Leo Kurz" in answers.values() and "Head of Sales at Berg Racing" in answers.values()

@@ -233,7 +233,8 @@ UNCLEAR = re.compile(  # what a question cannot say without the sentences around
 NO_SUBJECT = re.compile(
     r"^(?:One|Some|All|Each|Every|Many|Most|Few|More|Only|Even|Just|Not|What|Who|How|Why|Where|When|As|If|To|With|Without"
     r"|Here|Now|Once|Its|Their|His|Her|Or|And|But|So|Yet|Up|Next|First|Second|Third|Last|Further|Thanks|Also|Another|Other"
-    r"|In|On|At|By|For|From|Of|After|Before|During|While|Because|Since|Like|Over|Under|Among|Between|\w+ing|\w+ly)\b"
+    r"|In|On|At|By|For|From|Of|After|Before|During|While|Because|Since|Like|Over|Under|Among|Between|\w+ing|\w+ly)\b",
+    re.I,
 )
 ADVERB = r"(?: (?:also|now|already|currently|once again|again|still|recently|soon|then|therefore|\w+ly))?"
 DONE = (
@@ -251,8 +252,9 @@ PREPOSITION = re.compile(
     r" (?:in|on|at|from|to|with|until|into|as|through|between|over|up|around|about|out|of|place|for|by|well|underway)\b"
 )
 APPOSITION = re.compile(rf"([^,;:–]{{3,70}})(,[^,;:–]{{3,90}}(?:,[^,;:–]{{1,60}})?,)(?= (?:{ANY_FINITE})\b)")
-ADJECTIVES = re.compile(
-    r" (?:an?|the|its) [a-z-]+, (?!(?:which|who|where|when|with|and|but|while|so|as|in|on|at|of|for|from|to|by|because|due|thanks|\w+ing)\b)[a-z-]+ [a-z]"
+ADJECTIVES = re.compile(  # "a modern, elegant look", where a comma ends no clause
+    r" (?:an?|the|its) [a-z-]+, (?!(?:which|who|where|when|with|and|but|while|so|as|in|on|at|of|for|from|to|by|because"
+    r"|due|thanks|\w+ing)\b)[a-z-]+ [a-z]"
 )
 ENUMERATION = re.compile(rf",(?: [^\s,;]+){{1,4}}(?:,(?: [^\s,;]+){{1,4}})*,? (?:and|or|as well as) (?!{ANY_FINITE})")
 TRAILING = re.compile(
@@ -269,7 +271,8 @@ COMMAS = (  # inside a date or a place, where no clause ends
 )
 JOINT = re.compile(r"(;|, (?:and|but|while|whereas)) (?=the |an? |[A-Z])")
 TOO_VAGUE = re.compile(
-    r"the (?:first|second|third|next|previous|last|other|remaining|remainder|rest|result|average|idea|reason)\b", re.I
+    r"the (?:first|second|third|next|previous|last|other|remaining|remainder|rest|result|average|idea|reason|region)\b",
+    re.I,
 )
 
 
@@ -357,6 +360,8 @@ def read_clause(flat: str, sentence: Span, people: frozenset[str]) -> Clause | N
     if filler := FILLER.match(text):
         start += filler.end()
     lead = LEAD.match(flat, start, end)
+    if lead and SECOND.search(lead[0]):
+        return None
     start = lead.end() if lead else start
     if (extra := APPOSITION.match(flat, start, end)) and not set(extra[1].split()) & FINITE.keys():
         flat = flat[: extra.start(2)] + " " * len(extra[2]) + flat[extra.end(2) :]

@@ -123,7 +123,9 @@ ROLE = (
     r"|Principal|Spokes(?:person|man|woman)|Designer|Curator|Founder)\b)"
 )
 DEPARTMENTS = r"(?:(?<=AG),\s[A-Z][\w-]+(?:(?:,?\sand|,)\s[A-Z][\w-]+)*(?=[.,:;]))?"
-OFFICE_ENDS = rf"\d+[:.]\d+|who|said|says|in\s{CAPITAL}\son|Phone|Telephone|Tel|Mobile|Fax|Mail|E-?mail|Email"
+OFFICE_ENDS = (
+    rf"\d+[:.]\d+|who|since|and\s[a-z]+|said|says|in\s{CAPITAL}\son|Phone|Telephone|Tel|Mobile|Fax|Mail|E-?mail|Email"
+)
 OFFICE = rf"{ROLE}(?:\s(?!(?:{OFFICE_ENDS})\b)[^\s,.;:“”\"()]+)*{DEPARTMENTS}"
 SAYS = "says|said|explains?|explained|adds|added|reports|reported|recalls|recalled|comments|commented|emphasi[sz]es"
 
@@ -140,7 +142,7 @@ IRREGULAR = dict(
 )
 INTRANSITIVE = (  # a preposition may follow: "opens in", "rose by"
     "open start end last join succeed serve operate reach total account climb increase decrease decline improve "
-    "finish compete belong consist return move accelerate follow appear live work participate begin run come go "
+    "finish compete belong consist return move accelerate appear live work participate begin run come go "
     "become rise fall grow stand get take lie travel amount date contribute give drop"
 ).split()
 TRANSITIVE = (  # an object must follow, or "the car built in Munich" would be a clause
@@ -236,7 +238,9 @@ NO_SUBJECT = re.compile(
     r"|In|On|At|By|For|From|Of|After|Before|During|While|Because|Since|Like|Over|Under|Among|Between|\w+ing|\w+ly)\b",
     re.I,
 )
-ADVERB = r"(?: (?:also|now|already|currently|once again|again|still|recently|soon|then|therefore|\w+ly))?"
+ADVERB = (
+    r"(?: (?:also|always|long|just|now|already|currently|once again|again|still|recently|soon|then|therefore|\w+ly))?"
+)
 DONE = (
     r"(?:\w+(?:ed|wn|ing)|(?!ten|seven|eleven|open|women|men|children|even|often)\w+en|put|born"
     rf"|{'|'.join(IRREGULAR.values())})\b"
@@ -334,7 +338,7 @@ def is_clear(flat: str, title: str, clause: Clause) -> bool:
     """Whether a reader who has not just read the sentence before knows what the subject is."""
     text = flat[slice(*clause.subject)]
     words = text.lower().split()
-    if re.search(r"(?<=\s)[A-Z]|\d", text) or words[0] not in ("the", "a", "an"):
+    if re.search(r"(?<=\s)[A-Z]", text) or words[0] not in ("the", "a", "an"):
         return True
     known = len(words) > 2 or words[-1] in title.lower() or flat.lower().count(words[-1]) > 2
     return known and not TOO_VAGUE.match(text)

@@ -11,7 +11,9 @@ from datetime import date
 from nltk.tokenize.punkt import PunktSentenceTokenizer, PunktTrainer
 
 MONTHS = "January February March April May June July August September October November December".split()
-ABBREVIATIONS = "dr prof mr mrs ms st no nos ca approx incl excl max min vs jr sr inc corp ltd e.g i.e a.m p.m".split()
+ABBREVIATIONS = (
+    "dr prof mr mrs ms st no nos ca approx incl excl max min vs jr sr inc corp ltd co gen u.s u.k e.v e.g i.e a.m p.m"
+).split()
 UNITS = "kw hp nm kwh km kg mm cm m g l s h".split()
 
 Span = tuple[int, int]
@@ -91,7 +93,7 @@ def is_prose(paragraph: str) -> bool:
 
 WORDS = "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen twenty".split()
 DIGITS = r"\d+(?:[.,]\d+)*"
-NUMBER = rf"(?:(?:€\s?)?\b{DIGITS}|\b(?:{'|'.join(WORDS)}))(?:\s(?:million|billion))?\b"
+NUMBER = rf"(?:(?<![#.,\w])(?:€\s?)?\b{DIGITS}|\b(?:{'|'.join(WORDS)}))(?:\s(?:million|billion))?\b"
 ABOUT = (
     r"(?i:(?:around|about|some|nearly|almost|roughly|approximately|exactly|just (?:over|under)|(?:well )?over|up to"
     r"|(?:no )?(?:more|less|fewer) than|at least|as many as)\s)?"
@@ -107,7 +109,7 @@ WEEKDAY = r"(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day"
 YEAR = r"\b(?:19|20)\d\d\b"
 DAY = rf"(?:{WEEKDAY},?\s)?\d\d?\s{MONTH}\b(?:,?\s{YEAR})?"
 DATE = rf"(?:{DAY}|{MONTH}\s{YEAR}|{YEAR}|(?:spring|summer|autumn|winter)\s(?:of\s)?{YEAR})"
-CLOCK = r"(?:\sat\s\d\d?(?:[:.]\d\d)?(?:\s[ap]\.?m\.?)?)?"
+CLOCK = r"(?:\sat\s\d\d?(?:[:.]\d\d(?:\s[ap]\.?m\.?)?|\s[ap]\.?m\.?))?"
 CAPITAL = r"[A-ZÀ-ÖØ-ÞŠŽŁ][\w’'-]*"
 TITLE = r"(?:(?:Prof|Dr|Mr|Ms|Mrs)\.?\s)+"
 NAME = rf"{TITLE[:-1]}*{CAPITAL}(?:\s(?:[A-Z]\.|{CAPITAL}|de|da|di|del|van|von|der|den|la|le|zu)){{1,3}}"
@@ -121,7 +123,9 @@ ROLE = (
     r"|Principal|Spokes(?:person|man|woman)|Designer|Curator|Founder)\b)"
 )
 DEPARTMENTS = r"(?:(?<=AG),\s[A-Z][\w-]+(?:(?:,?\sand|,)\s[A-Z][\w-]+)*(?=[.,:;]))?"
-OFFICE_ENDS = rf"\d+[:.]\d+|who|said|says|in\s{CAPITAL}\son|Phone|Telephone|Tel|Mobile|Fax|Mail|E-?mail|Email"
+OFFICE_ENDS = (
+    rf"\d+[:.]\d+|who|since|and\s[a-z]+|said|says|in\s{CAPITAL}\son|Phone|Telephone|Tel|Mobile|Fax|Mail|E-?mail|Email"
+)
 OFFICE = rf"{ROLE}(?:\s(?!(?:{OFFICE_ENDS})\b)[^\s,.;:“”\"()]+)*{DEPARTMENTS}"
 SAYS = "says|said|explains?|explained|adds|added|reports|reported|recalls|recalled|comments|commented|emphasi[sz]es"
 
@@ -138,7 +142,7 @@ IRREGULAR = dict(
 )
 INTRANSITIVE = (  # a preposition may follow: "opens in", "rose by"
     "open start end last join succeed serve operate reach total account climb increase decrease decline improve "
-    "finish compete belong consist return move accelerate follow appear live work participate begin run come go "
+    "finish compete belong consist return move accelerate appear live work participate begin run come go "
     "become rise fall grow stand get take lie travel amount date contribute give drop"
 ).split()
 TRANSITIVE = (  # an object must follow, or "the car built in Munich" would be a clause
@@ -204,6 +208,7 @@ class Page:
     paragraphs: list[Span]
     sentences: list[Span]
     clauses: list[Clause]
+    clear: list[Clause]  # those whose subject a reader knows who has not read the sentence before
     people: frozenset[str]
 
 
@@ -223,15 +228,19 @@ BOUNDARY = re.compile(  # where another clause begins
 UNCLEAR = re.compile(  # what a question cannot say without the sentences around it
     r"\b(?:he|she|it|they|him|them|this|these|those|such|here|there|latter|respectively|others?|another|I|we|our|us|my|me"
     r"|you|your|not|never|nor|hardly|nobody|nothing|neither|if|unless|would|could|might|both|that|(?<!-)ones?(?!-| of)"
-    r"|no(?! (?:more|less|fewer) than)|by then|(?:on|at|in) the same|\d+-year-old)\b",
+    r"|no(?! (?:more|less|fewer) than)|by then|(?:on|at|in) the same|\d+-year-old"
+    r"|ago|her(?= (?:to|in|at|from|on|with|by)\b))\b",
     re.I,
 )
 NO_SUBJECT = re.compile(
     r"^(?:One|Some|All|Each|Every|Many|Most|Few|More|Only|Even|Just|Not|What|Who|How|Why|Where|When|As|If|To|With|Without"
     r"|Here|Now|Once|Its|Their|His|Her|Or|And|But|So|Yet|Up|Next|First|Second|Third|Last|Further|Thanks|Also|Another|Other"
-    r"|In|On|At|By|For|From|Of|After|Before|During|While|Because|Since|Like|Over|Under|Among|Between|\w+ing|\w+ly)\b"
+    r"|In|On|At|By|For|From|Of|After|Before|During|While|Because|Since|Like|Over|Under|Among|Between|\w+ing|\w+ly)\b",
+    re.I,
 )
-ADVERB = r"(?: (?:also|now|already|currently|once again|again|still|recently|soon|then|therefore|\w+ly))?"
+ADVERB = (
+    r"(?: (?:also|always|long|just|now|already|currently|once again|again|still|recently|soon|then|therefore|\w+ly))?"
+)
 DONE = (
     r"(?:\w+(?:ed|wn|ing)|(?!ten|seven|eleven|open|women|men|children|even|often)\w+en|put|born"
     rf"|{'|'.join(IRREGULAR.values())})\b"
@@ -247,6 +256,10 @@ PREPOSITION = re.compile(
     r" (?:in|on|at|from|to|with|until|into|as|through|between|over|up|around|about|out|of|place|for|by|well|underway)\b"
 )
 APPOSITION = re.compile(rf"([^,;:–]{{3,70}})(,[^,;:–]{{3,90}}(?:,[^,;:–]{{1,60}})?,)(?= (?:{ANY_FINITE})\b)")
+ADJECTIVES = re.compile(  # "a modern, elegant look", where a comma ends no clause
+    r" (?:an?|the|its) [a-z-]+, (?!(?:which|who|where|when|with|and|but|while|so|as|in|on|at|of|for|from|to|by|because"
+    r"|due|thanks|\w+ing)\b)[a-z-]+ [a-z]"
+)
 ENUMERATION = re.compile(rf",(?: [^\s,;]+){{1,4}}(?:,(?: [^\s,;]+){{1,4}})*,? (?:and|or|as well as) (?!{ANY_FINITE})")
 TRAILING = re.compile(
     r"(?: (?:also|thus|then|therefore|now|already|once again|again|alone|each|(?!family|assembly|supply)[a-z]+ly))+$"
@@ -262,7 +275,8 @@ COMMAS = (  # inside a date or a place, where no clause ends
 )
 JOINT = re.compile(r"(;|, (?:and|but|while|whereas)) (?=the |an? |[A-Z])")
 TOO_VAGUE = re.compile(
-    r"the (?:first|second|third|next|previous|last|other|remaining|remainder|rest|result|average|idea|reason)\b", re.I
+    r"the (?:first|second|third|next|previous|last|other|remaining|remainder|rest|result|average|idea|reason|region)\b",
+    re.I,
 )
 
 
@@ -297,10 +311,15 @@ def read_page(article: dict, splitter: PunktSentenceTokenizer) -> Page:
             sentences += [span for span in found if not any(a < span[1] and span[0] < b for a, b in quoted)]
     for begin, end in sentences:
         first = read_clause(flat, (begin, end), people)
-        joints = [match for match in JOINT.finditer(flat, begin, end) if first or match[1] == ";"]
-        seconds = [read_clause(flat, (match.end(), end), people) for match in joints]
+        joints = [
+            joint
+            for joint in JOINT.finditer(flat, begin, end)
+            if joint[1] == ";" or first and first.rest[1] <= joint.start()
+        ]
+        seconds = [read_clause(flat, (joint.end(), end), people) for joint in joints]
         clauses += [clause for clause in (first, *seconds) if clause]
-    return Page(context, start, plain, flat, title, paragraphs, sentences, clauses, people)
+    clear = [clause for clause in clauses if is_clear(flat, title, clause)]
+    return Page(context, start, plain, flat, title, paragraphs, sentences, clauses, clear, people)
 
 
 def find_people(plain: str) -> frozenset[str]:
@@ -313,6 +332,16 @@ def find_people(plain: str) -> frozenset[str]:
     found += re.findall(rf"\b(?:{SAYS}) ({NAME})", plain) + re.findall(rf"(?:Dr|Ms|Mr|Prof)\.? {NAME}", plain)
     names = {re.sub(f"^{TITLE}", "", name) for name in found}
     return frozenset(name for name in names if " " in name and not NO_NAME.search(name))
+
+
+def is_clear(flat: str, title: str, clause: Clause) -> bool:
+    """Whether a reader who has not just read the sentence before knows what the subject is."""
+    text = flat[slice(*clause.subject)]
+    words = text.lower().split()
+    if re.search(r"(?<=\s)[A-Z]", text) or words[0] not in ("the", "a", "an"):
+        return True
+    known = len(words) > 2 or words[-1] in title.lower() or flat.lower().count(words[-1]) > 2
+    return known and not TOO_VAGUE.match(text)
 
 
 def is_person(text: str, people: frozenset[str]) -> bool:
@@ -335,6 +364,8 @@ def read_clause(flat: str, sentence: Span, people: frozenset[str]) -> Clause | N
     if filler := FILLER.match(text):
         start += filler.end()
     lead = LEAD.match(flat, start, end)
+    if lead and SECOND.search(lead[0]):
+        return None
     start = lead.end() if lead else start
     if (extra := APPOSITION.match(flat, start, end)) and not set(extra[1].split()) & FINITE.keys():
         flat = flat[: extra.start(2)] + " " * len(extra[2]) + flat[extra.end(2) :]
@@ -366,7 +397,9 @@ def read_clause(flat: str, sentence: Span, people: frozenset[str]) -> Clause | N
         or flat.startswith(" that", stop)
         and (base or not re.match(" (?:an?|the) ", rest))
     )
-    if cut or ENUMERATION.match(flat, stop) or UNCLEAR.search(rest) or not rest.strip() + base:
+    if cut or ENUMERATION.match(flat, stop) or UNCLEAR.search(rest) or HANGING.search(rest.rstrip()):
+        return None
+    if ADJECTIVES.match(flat, flat.rfind(" ", 0, flat.rfind(" ", 0, stop)), end):
         return None
     return Clause(sentence, lead, (start, start + len(names)), (place, after), aux, base, (after, stop))
 
@@ -383,7 +416,7 @@ def find_verb(flat: str, start: int, end: int) -> tuple[str, int, int, str, str]
         names = TRAILING.sub("", flat[start : match.start()].rstrip())
         if word in NO_CLAUSE:
             return None
-        if not names or word not in FINITE or flat[match.start() - 1] != " ":
+        if not names or word not in FINITE:
             continue
         aux, base = FINITE[word]
         done = (INFINITIVE if word in MODAL else PARTICIPLE).match(flat, after)
@@ -397,7 +430,7 @@ def find_verb(flat: str, start: int, end: int) -> tuple[str, int, int, str, str]
         goes_on = base in INTRANSITIVE and PREPOSITION.match(flat, after) and not doubtful
         if (goes_on or OBJECT.match(flat, after)) and (aux != "do" or is_plural(names)):
             return names, match.start(), after, aux, base
-        if aux == "does" and base not in NOUNS and not names.endswith(("’s", "'s")):
+        if aux == "does" and base not in NOUNS:
             return names, match.start(), after, aux, base
         doubtful = aux == "did"
     return None
@@ -422,16 +455,20 @@ def subject_of(page: Page, clause: Clause) -> str:
     text = page.flat[slice(*clause.subject)]
     first, _, more = text.partition(" ")
     lower = text[0].lower() + text[1:]
-    if first in ("The", "A", "An") or first.lower() in WORDS or more in page.people or re.match(rf"{ABOUT}\d", text):
+    if first in ("The", "A", "An") or first.lower() in WORDS or re.match(rf"{ABOUT}\d", text):
         return lower
-    if is_person(text, page.people) or not first[1:].islower() or re.match(f"{WEEKDAY}|{MONTH}", first):
+    name = is_person(text, page.people) or is_person(first, page.people) or re.match(f"{TITLE}|{WEEKDAY}|{MONTH}", text)
+    if name or not first[1:].islower():
         return text
-    if not more:
-        return lower if re.search(r"(?:[ts]ion|ment|ity|ance|ness|work|[^s]s)$", first, re.I) else text
-    if re.search(r"(?:[ts]ion|ment|ity|ance|ness|[^s]s)$", first) and more[0].islower():
-        return text if is_person(first, page.people) else lower
-    known = re.search(rf"(?:[a-zà-ÿ,]|\b[A-Z]\.) {re.escape(first)}\b", page.flat) or is_person(first, page.people)
-    return text if known or re.match(r"[A-Z\d]|(?:of|for|at|in|de) [A-Z]", more) else lower
+    phrase = not more or more[0].islower()  # "Production", "Production of the car"
+    if phrase and re.search(r"(?:[ts]ion|ment|ity|ance|ness|[^s]s)$", first):
+        return lower
+    inside = re.search(rf"(?:[a-zà-ÿ,]|\b[A-Z]\.) {first}\b", page.flat)  # it has a capital inside of sentences too
+    if phrase and (more or not inside) and re.search(rf"\b{first.lower()}\b", page.flat):
+        return lower
+    if not more or inside:
+        return text
+    return text if more not in page.people and re.match(r"[A-Z\d]|(?:(?:of|for|at|in|de) |d['’])[A-Z]", more) else lower
 
 
 def told(page: Page, clause: Clause, start: int) -> str:
@@ -453,14 +490,4 @@ def ask(page: Page, clause: Clause, wh: str, gap: Span | None = None) -> str:
     rest = re.sub(r" (?:already|only|just)\s*$", "", rest)
     lead = clause.lead[:1].lower() + clause.lead[1:]
     question = tidy(f"{wh} {clause.aux} {subject_of(page, clause)} {clause.base} {rest} {lead}?")
-    return question[0].upper() + re.sub(r"\.m\?$", ".m.?", question[1:])
-
-
-def is_clear(page: Page, clause: Clause) -> bool:
-    """Whether a reader who has not just read the sentence before knows what the subject is."""
-    text = page.flat[slice(*clause.subject)]
-    words = text.lower().split()
-    if re.search(r"(?<=\s)[A-Z]|\d", text) or words[0] not in ("the", "a", "an"):
-        return True
-    known = len(words) > 2 or words[-1] in page.title.lower() or page.flat.lower().count(words[-1]) > 2
-    return known and not TOO_VAGUE.match(text)
+    return question[0].upper() + re.sub(r"(?<=\.\w)\?$", ".?", question[1:])

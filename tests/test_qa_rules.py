@@ -81,7 +81,10 @@ def test_unknown_kind_is_named():
 def test_a_small_article_is_asked_what_people_ask():
     pairs, _ = find_pairs(make_article(), KINDS)
     answers = {pair["question"]: pair["answer"] for pair in pairs}
-    assert answers["Why was the Hill Race cancelled in 2024?"] == "due to weather conditions"
+    assert "due to weather conditions" in (
+        answers.get("Why was the Hill Race cancelled in 2024?"),
+        answers.get("For what reason was the Hill Race cancelled in 2024?"),
+    )
     assert answers["Where is the BMW iX3 built?"] == "Debrecen"
     assert answers["How many employees does the plant in Ulm have?"] == "around 5,300"
     assert "Leo Kurz" in answers.values() and "Head of Sales at Berg Racing" in answers.values()
@@ -155,6 +158,52 @@ def test_a_question_without_answer_names_what_the_article_does_not_tell():
 def test_a_sentence_that_could_be_misread_is_left_alone(sentence):
     pairs, _ = find_pairs(make_article("Munich. " + sentence), ("who", "where", "when", "figure", "why", "definition"))
     assert pairs == []
+
+
+@pytest.mark.parametrize(
+    ("text", "question", "answer"),
+    [
+        ("The new plant opened on 3 May at 31 places.", "When did the new plant open at 31 places?", "3 May"),
+        ("The BMW iX3 (CO₂ class: A–B; 17.9–15.1 kWh/100 km) is built in Ulm.*", "Where is the BMW iX3 built?", "Ulm"),
+        ("Dr. Max de Martin joined Berg Racing in 1994.", "When did Dr. Max de Martin join Berg Racing?", "1994"),
+        ("A factory museum was opened in Ulm back in 1966.", "Where was a factory museum opened back in 1966?", "Ulm"),
+        ("Musée d'Orsay hosts the show on 9 May 2025.", "When does Musée d'Orsay host the show?", "9 May 2025"),
+        ("Berg Racing sold 12 cars in the U.S. in 2024.", "When did Berg Racing sell 12 cars in the U.S.?", "2024"),
+        ("Reserve starts in Ulm on 3 May. Use Reserve to reserve.", "When does Reserve start in Ulm?", "3 May"),
+    ],
+)  # fmt: skip
+def test_forms_that_press_releases_love(text, question, answer):
+    pairs = [find_pairs(make_article(text), ("where", "when"), seed=seed)[0] for seed in range(6)]
+    assert (question, answer) in {(pair["question"], pair["answer"]) for some in pairs for pair in some}
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "British style is shown in Ulm with numerous parts featuring a modern, elegant look.",
+        "Each session in Ulm is limited to six guests, so booking online is required on 3 May.",
+        "Ten months ago the #33 of Berg Racing lost 22 minutes in the garage because its discs had broken in Ulm.",
+        "1. Dries Vanthoor (BEL), Kevin Magnussen (DEN), #15, 242 laps",
+        "Revenues 142,380 155,498 -8.4",
+        "* Fuel consumption combined in l/100 km: 8.0–7.5. The values were determined on 1 July 2024.",
+    ],
+)
+def test_a_paragraph_that_is_no_simple_sentence_gives_nothing(sentence):
+    kinds = [kind for kind in KINDS if kind not in (*ORIGINAL_KINDS, "unanswerable")]
+    assert find_pairs(make_article(sentence), kinds)[0] == []
+
+
+def test_no_wording_tells_that_there_is_no_answer(corpus):
+    """Most questions without an answer begin as others that have one do, names and figures aside."""
+    articles, splitter = corpus
+    openings = {True: Counter(), False: Counter()}
+    for article in articles:
+        for pair in find_pairs(article, SPANS[3:] + ["unanswerable"], 12, splitter, articles)[0]:
+            question = re.sub(r"“[^”]*”|(?<= )[A-Z#\d]\S*", "X", pair["question"])
+            openings[pair["kind"] == "unanswerable"][" ".join(question.split()[:3])] += 1
+    told, untold = openings[False], openings[True]
+    assert sum(untold.values()) > len(articles)
+    assert sum(count for words, count in untold.items() if words not in told) < 0.1 * sum(untold.values())
 
 
 def test_damaged_texts_never_crash_and_stay_grounded(corpus):

@@ -182,11 +182,16 @@ def build_qa_pairs(article: dict, kinds=ORIGINAL_KINDS, reasons: Counter | None 
 ROW_KEYS = ("article_id", "kind", "context", "question", "answer", "prompt")
 
 
-def load_rows(path: str | Path) -> list[dict]:
-    """The question-answer rows of a file that data_processing_prompt.ipynb wrote; ValueError if it holds none."""
-    if rows := read_jsonl(path, ROW_KEYS):
-        return rows
-    raise ValueError(f"{path} has no rows. Run data_processing_prompt.ipynb on a folder with articles.")
+def load_rows(path: str | Path, kinds: list[str] | None = None) -> list[dict]:
+    """The rows of these kinds (None: all) of a file that data_processing_prompt.ipynb wrote; ValueError if a kind, or
+    every row, is missing."""
+    rows = read_jsonl(path, ROW_KEYS)
+    there = dict.fromkeys(row["kind"] for row in rows)
+    if not rows:
+        raise ValueError(f"{path} has no rows. Run data_processing_prompt.ipynb on a folder with articles.")
+    if missing := [kind for kind in kinds or [] if kind not in there]:
+        raise ValueError(f"{path} has no rows of the kind {missing[0]!r}. It has {', '.join(there)}.")
+    return [row for row in rows if kinds is None or row["kind"] in kinds]
 
 
 def rule_made_questions(rows: list[dict]) -> list[dict]:

@@ -97,6 +97,15 @@ def test_rows_without_a_key_and_files_without_rows_are_refused(tmp_path):
         bq.load_rows(tmp_path / "c.jsonl")
 
 
+def test_rows_are_chosen_by_kind_and_a_kind_that_is_not_there_is_named(tmp_path):
+    rows = [{key: kind if key == "kind" else "x" for key in bq.ROW_KEYS} for kind in ("title", "date", "title")]
+    bq.write_jsonl(tmp_path / "rows.jsonl", rows)
+    assert bq.load_rows(tmp_path / "rows.jsonl", ["title"]) == [rows[0], rows[2]]
+    assert bq.load_rows(tmp_path / "rows.jsonl") == rows
+    with pytest.raises(ValueError, match="no rows of the kind 'about'. It has title, date"):
+        bq.load_rows(tmp_path / "rows.jsonl", ["title", "about"])
+
+
 def test_jsonl_keeps_line_separators_that_are_no_line_breaks(tmp_path):
     rows = [{"text": "a\u2028b\x85c\rd\ne"}, {"text": "Nürburgring – “quote”"}]
     bq.write_jsonl(tmp_path / "rows.jsonl", rows)

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import papermill
@@ -139,7 +140,8 @@ def test_keywords_of_the_libraries_exist():
 
 def run(name, folder, **parameters):
     """Execute a notebook as `make run` does and return what it printed."""
-    output = folder / name
+    output = folder / Path(name).name
+    folder.mkdir(exist_ok=True)
     papermill.execute_notebook(
         str(bq.ROOT / name), str(output), parameters, kernel_name="python3", cwd=str(bq.ROOT), progress_bar=False
     )
@@ -158,6 +160,7 @@ def small_run(tmp_path_factory, tiny_model_folder):
         PROCESSED_DIR=str(folder / "processed"),
         OUT_DIR=str(folder),
         MAX_STEPS=3,
+        EVAL_STEPS=2,
         MAX_NEW_TOKENS=4,
         MAX_NEW_TOKENS_BENCHMARK=3,
     )
@@ -180,11 +183,27 @@ def test_pairs_say_which_corpus_and_what_was_left_out(small_run):
 def test_training_leaves_whole_models_and_their_losses(small_run):
     folder, _, _, printed = small_run
     assert "same losses as separate rows" in printed
-    for variant in ("tiny_full_ft", "tiny_lora"):
+    for variant in ("tiny_full_ft", "tiny_lora", "tiny_pruned_ft"):
         training = json.loads((folder / variant / "training.json").read_text())
         assert len(training["losses"]) == len(training["articles"]) == 3
+        assert [entry["step"] for entry in training["eval_losses"]] == [2]
         bq.load_model(folder / variant)
     assert not list((folder / "runs").glob("*/checkpoint-*"))
+
+
+def test_early_stopping_ends_a_run_that_gets_worse_and_keeps_its_best_model(tmp_path, small_run):
+    """The training half alone; at this learning rate the held-out loss soon rises."""
+    _, parameters, _, _ = small_run
+    notebook = nbformat.read(bq.ROOT / "training.ipynb", as_version=4)
+    end = next(i for i, cell in enumerate(notebook.cells) if cell.source.startswith("## Evaluation"))
+    notebook.cells = notebook.cells[:end]
+    nbformat.write(notebook, tmp_path / "training.ipynb")
+    changes = dict(OUT_DIR=str(tmp_path), MAX_STEPS=12, EVAL_STEPS=1, EARLY_STOPPING=2, LEARNING_RATE_FULL=0.3)
+    run(str(tmp_path / "training.ipynb"), tmp_path / "out", **parameters | changes)
+    training = json.loads((tmp_path / "tiny_full_ft" / "training.json").read_text())
+    held_out = [entry["loss"] for entry in training["eval_losses"]]
+    assert len(training["losses"]) == len(training["articles"]) == len(held_out) < 12
+    assert min(held_out[-2:]) > min(held_out) == held_out[-3]
 
 
 def test_results_hold_what_the_page_shows(small_run):

@@ -1,5 +1,6 @@
 """README says what results.json says, and names what is there."""
 
+import json
 import math
 import re
 from statistics import mean
@@ -7,6 +8,7 @@ from statistics import mean
 import pytest
 
 import bmwqa_utils as bq
+from benchmarks.bench import write_readme
 from qa_report import verdict
 from scripts.notebooks import read_results, readme
 
@@ -16,6 +18,10 @@ RESULTS, LINES = read_results(bq.ROOT / "results"), bq.read_jsonl(bq.ROOT / "res
 
 def test_the_results_table_is_the_one_of_results_json():
     assert readme(RESULTS) == README
+
+
+def test_the_table_of_speed_is_the_one_of_the_benchmark():
+    assert write_readme(json.loads((bq.ROOT / "benchmarks/results.json").read_text(encoding="utf-8"))) == README
 
 
 def test_the_verdict_is_the_one_of_the_figures():

@@ -3,7 +3,8 @@ PYTHON ?= python3
 MODEL ?= smollm2-135m
 REVISION ?=
 BIN := .venv/bin
-PARAMETERS := -p MODEL $(MODEL) $(if $(REVISION),-p REVISION $(REVISION)) $(ARGS)
+# the notebook's REVISION is a commit of its own MODEL; any other model is taken as it is now
+PARAMETERS := -p MODEL $(MODEL) $(if $(REVISION)$(filter-out Qwen/Qwen2.5-0.5B,$(MODEL)),-p REVISION $(or $(REVISION),null)) $(ARGS)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run evaluate test lint site refresh bench clean
@@ -47,4 +48,4 @@ refresh: setup  ## run all notebooks in place as they are committed, results/ an
 	$(BIN)/python scripts/notebooks.py refresh $(ARGS)
 
 clean:  ## delete what runs made; keeps .venv, models/ and data/raw
-	rm -rf runs data/processed *_full_ft *_lora *_pruned_ft eval_generations.jsonl results.json
+	rm -rf runs data/processed *_full_ft *_lora *_pruned_ft .*_ft.* .*_lora.* .merged.* eval_generations.jsonl results.json

@@ -1,8 +1,4 @@
-"""What the three notebooks of bmwqa share, and what a test must prove.
-
-Files and articles, question-answer pairs, the prompt and its labels, models, and the evaluation.
-Scraping, training settings and plots are in the notebooks: they are the story, this is the small print.
-"""
+"""What the three notebooks of bmwqa share: files, articles, rows, the prompt and its labels, models, runs, answers."""
 
 import gc
 import json
@@ -27,7 +23,7 @@ import requests
 import torch
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
@@ -91,7 +87,7 @@ def _read(path: str | Path) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise ValueError(f"{path} is missing. Run the notebook before this one, or `make run`.") from error
+        raise ValueError(f"{path} is missing. Run the notebook before this one, or correct the path.") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: byte {error.start} is not UTF-8. Save the file as UTF-8, or delete it.") from error
 
@@ -102,9 +98,9 @@ def _parse(text: str, where: str, keys: tuple[str, ...]) -> dict:
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: not JSON ({error}). Was it cut off? Make the file again.") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{where}: found {type(value).__name__}, need a JSON object.")
+        raise ValueError(f"{where}: found {type(value).__name__}, need a JSON object. Make the file again.")
     if missing := [key for key in keys if key not in value]:
-        raise ValueError(f"{where}: the key {missing[0]!r} is missing. Need {', '.join(keys)}.")
+        raise ValueError(f"{where}: the key {missing[0]!r} is missing. Need {', '.join(keys)}. Make the file again.")
     return value
 
 
@@ -130,7 +126,9 @@ def load_articles(folder: str | Path) -> list[dict]:
         article = read_json(path, ARTICLE_KEYS)
         for key in ARTICLE_KEYS:
             if not isinstance(article[key], str):
-                raise ValueError(f"{path}: {key!r} is {type(article[key]).__name__}, need a string.")
+                raise ValueError(
+                    f"{path}: {key!r} is {type(article[key]).__name__}, need a string. Delete or correct it."
+                )
         try:
             date.fromisoformat(article["date"])
         except ValueError as error:
@@ -190,7 +188,10 @@ def load_rows(path: str | Path, kinds: list[str] | None = None) -> list[dict]:
     if not rows:
         raise ValueError(f"{path} has no rows. Run data_processing_prompt.ipynb on a folder with articles.")
     if missing := [kind for kind in kinds or [] if kind not in there]:
-        raise ValueError(f"{path} has no rows of the kind {missing[0]!r}. It has {', '.join(there)}.")
+        raise ValueError(
+            f"{path} has no rows of the kind {missing[0]!r}. It has {', '.join(there)}. Choose from these, or add the "
+            f"kind to KINDS of data_processing_prompt.ipynb."
+        )
     return [row for row in rows if kinds is None or row["kind"] in kinds]
 
 
@@ -206,7 +207,7 @@ def rule_made_questions(rows: list[dict]) -> list[dict]:
 
 
 def load_benchmark(path: str | Path, contexts: dict[str, str]) -> list[dict]:
-    """The hand-written questions on the articles of `contexts` (article_id -> context), as questions of the evaluation.
+    """The questions written one by one on the articles of `contexts` (article_id -> context), for the evaluation.
 
     A line of the file has "id", "article_id", "kind", "question" and "answers", the accepted ones, the best one first.
     """
@@ -214,6 +215,8 @@ def load_benchmark(path: str | Path, contexts: dict[str, str]) -> list[dict]:
     for line in read_jsonl(path, ("id", "article_id", "kind", "question", "answers")):
         if line["article_id"] in contexts:
             context, answers = contexts[line["article_id"]], line["answers"]
+            if not answers:
+                raise ValueError(f"{path}, {line['id']}: no accepted answer, need one or more. Add one.")
             row = {key: line[key] for key in ("article_id", "kind", "question")}
             row |= {"context": context, "answer": answers[0], "prompt": format_prompt(context, line["question"])}
             row |= {"slice": "benchmark", "question_id": line["id"], "reference": answers[0], "references": answers}
@@ -307,7 +310,7 @@ def group_by_article(rows: list[dict], tokenizer, per_group: int | None = None) 
 
 def _encode_branch(tokenizer, row: dict) -> dict[str, list[int]]:
     if not row["answer"].strip():
-        raise ValueError(f"{row['article_id']}: {row['question']!r} has an empty answer, nothing to train or score.")
+        raise ValueError(f"{row['article_id']}: {row['question']!r} has an empty answer, need one. Delete the row.")
     question = encode_text(tokenizer, QUESTION.format(question=row["question"]))
     answer = encode_text(tokenizer, row["answer"]) + [tokenizer.eos_token_id]
     return {"input_ids": question + answer, "labels": [IGNORE] * len(question) + answer}
@@ -321,6 +324,15 @@ def drop_long(rows: list[dict], tokenizer, max_tokens: int = 2048) -> tuple[list
     lengths = token_lengths(rows, tokenizer)
     kept = [row for row, length in zip(rows, lengths, strict=True) if length <= max_tokens]
     return kept, [row for row, length in zip(rows, lengths, strict=True) if length > max_tokens]
+
+
+def require_rows(kept: list[dict], dropped: list[dict], max_tokens: int) -> None:
+    """ValueError if `drop_long` has left nothing."""
+    if not kept:
+        raise ValueError(
+            f"All {len(dropped)} rows have over MAX_TOKENS = {max_tokens:,} tokens, need one that has not. Raise "
+            f"MAX_TOKENS, or add shorter articles."
+        )
 
 
 def token_lengths(rows: list[dict], tokenizer) -> list[int]:
@@ -422,15 +434,19 @@ def load_model(name: str | Path, revision: str | None = None, dtype: torch.dtype
     if isinstance(name, Path) and not name.is_dir():
         raise ValueError(f"{name} is missing. Train it first: run training.ipynb from its top, or `make run`.")
     folder, _ = _locate(str(name), revision)
+    base = None
+    if (folder / "adapter_config.json").exists():  # a base that fails names itself
+        adapter = read_json(folder / "adapter_config.json", ("base_model_name_or_path", "revision"))
+        base = load_model(adapter["base_model_name_or_path"], adapter["revision"], dtype)
     try:
-        if (folder / "adapter_config.json").exists():
-            adapter = PeftConfig.from_pretrained(folder)
-            base = load_model(adapter.base_model_name_or_path, adapter.revision, dtype)
+        if base is not None:
             model = PeftModel.from_pretrained(base, folder)
         else:
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=ATTENTION)
     except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise ValueError(f"{folder} holds no whole model ({error}). Delete the folder and train it again.") from error
+        raise ValueError(
+            f"{folder} holds no whole model ({error}). Delete the folder; then train, or fetch, it again."
+        ) from error
     return model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu").eval()
 
 
@@ -484,7 +500,7 @@ def choose_precision(wanted: str = "auto") -> tuple[torch.dtype, str]:
     """The dtype of matrix products on this machine and one line that says why: "auto", or "bf16" or "fp32" by force."""
     device = torch.accelerator.current_accelerator(check_available=True)
     if device is not None:
-        fast = device.type != "mps" and torch.cuda.is_bf16_supported()
+        fast = device.type != "mps" and torch.cuda.is_bf16_supported(including_emulation=False)
         unit = f"this {device.type} device {'has' if fast else 'has no'} bf16 units"
     else:
         able = [unit for unit in ("amx_bf16", "avx512_bf16") if torch.cpu.get_capabilities().get(unit)]
@@ -503,10 +519,13 @@ def hardware_arguments(dtype: torch.dtype) -> dict[str, bool]:
 
 
 class StepReport(TrainerCallback):
-    """A bar with step, loss, speed and time left; an error that names step and article when a loss is not finite."""
+    """A bar with step, loss, speed and time left; an error that names step and article when a loss is not finite.
 
-    def __init__(self, groups: list[dict], title: str):
-        self.groups, self.title, self.seconds = groups, title, []
+    Adds "seconds" and, from a running `PeakMemory`, "peak_gb" to the log of each step, which checkpoints keep.
+    """
+
+    def __init__(self, groups: list[dict], title: str, peak: "PeakMemory | None" = None):
+        self.groups, self.title, self.peak = groups, title, peak
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.title, file=sys.stdout, ncols=100)
@@ -515,7 +534,9 @@ class StepReport(TrainerCallback):
         self.clock = time.perf_counter()
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.seconds.append(time.perf_counter() - self.clock)
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
+        self.seconds = time.perf_counter() - self.clock
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" not in logs:
@@ -526,6 +547,7 @@ class StepReport(TrainerCallback):
                 f"Step {state.global_step}, article {article}: the loss is {logs['loss']}. Nothing was saved after it. "
                 f"Lower the learning rate, or set PRECISION = 'fp32'."
             )
+        state.log_history[-1] |= {"seconds": self.seconds, "peak_gb": self.peak.gb if self.peak else 0.0}
         self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
         self.bar.update(state.global_step - self.bar.n)
 
@@ -568,7 +590,10 @@ def machine() -> dict:
 
 
 class PeakMemory:
-    """`with PeakMemory() as peak: …`, then `peak.gb`: the most memory this process held, looked at every 20 ms."""
+    """`with PeakMemory() as peak: …`, then `peak.gb`: the most memory this process held, looked at every 20 ms.
+
+    On a CUDA device it is the most that torch has held there.
+    """
 
     def __enter__(self):
         gc.collect()
@@ -580,8 +605,11 @@ class PeakMemory:
 
     def _watch(self):
         process = psutil.Process()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         while not self._done.wait(0.02):
-            self.gb = max(self.gb, process.memory_info().rss / 1e9)
+            held = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else process.memory_info().rss
+            self.gb = max(self.gb, held / 1e9)
 
     def __exit__(self, *error):
         self._done.set()
@@ -599,7 +627,7 @@ def perplexity(model, tokenizer, rows: list[dict]) -> dict:
     means would depend on how the rows are batched (transformers #39241).
     """
     if not rows:
-        raise ValueError("No rows to score: drop_long or the evaluation file left none.")
+        raise ValueError("No rows to score, need one or more. Raise MAX_TOKENS, or run notebook 2 on more articles.")
     scored = [{"nll": row["nll"], "tokens": row["nll_tokens"]} for row in answer_rows(model, tokenizer, rows, 0)]
     nll, tokens = (sum(row[key] for row in scored) for key in ("nll", "tokens"))
     return {"perplexity": math.exp(nll / tokens), "nll": nll, "tokens": tokens, "rows": scored}
@@ -628,7 +656,7 @@ def answer_rows(model, tokenizer, rows: list[dict], max_new_tokens: int | list[i
         readings = [read_article(model, group) for group in groups]
         some = [limits[index] for index, _ in members]
         answers = answer_questions(model, readings, tokenizer.eos_token_id, some) if any(some) else [[]] * len(some)
-        scores = [nll.double() for reading in readings for nll in reading.nll]
+        scores = [nll.cpu().double() for reading in readings for nll in reading.nll]
         for (index, _), nll, ids in zip(members, scores, answers, strict=True):
             text = tokenizer.decode(ids, skip_special_tokens=True).strip()
             answer = {"answer": text, "stopped": tokenizer.eos_token_id in ids, "tokens": len(ids)}

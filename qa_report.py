@@ -183,5 +183,7 @@ def _smaller(results: dict) -> str:
 def _controls(results: dict) -> str:
     found = {name: with_interval(scores["f1"]) for name, scores in results["controls"]["conditions"].items()}
     shown = ", ".join(f"{value} with {CONTEXTS[name]}" for name, value in found.items())
+    if not results["controls"]["differences"]:
+        return "No control was asked: no question has an answer."
     without = results["controls"]["differences"][0]
     return f"The controls, full's F1 on answerable questions: {shown}. {_gap(without, 'What its own article adds')}"

@@ -14,7 +14,7 @@ Keys of results.json, written after every section:
   rates      fp32, bf16: GFLOP/s, the largest over the models' matrix products
   speed      [model][method][way]: seconds_a_qa (median), spread (min, max), peak_gb, ratio (to ours), loss; for
              ours also share: the floating point operations of its step (`count_flops`) a second, over the bf16 rate;
-             cpu: the least share of the cores that a round got; far below 0.9 others ran too, and it does not count
+             cpu: the least share of the cores that a round got; far below 0.9 others ran too: run it again
   fp32       [model][method]: the same for "ours" and "hf", all in fp32
   memory     [model][method]: peak_gb of ours on an article of 2,048 tokens
   profile    [model][method]: the operators that take most of our step's time, and their share of it
@@ -39,8 +39,6 @@ from statistics import median
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as scripts/notebooks.py has it
 
 from qa_report import markdown_table  # noqa: E402  the project's root must be on the path first
 
@@ -375,7 +373,7 @@ def speed_section(results: dict) -> str:
                 {
                     "model": model,
                     "method": method,
-                    "s a QA pair": f"{ours['seconds_a_qa']:.2f}",
+                    "s a QA pair": "{:.2f} [{:.2f}, {:.2f}]".format(ours["seconds_a_qa"], *ours["spread"]),
                     "against Trainer, fp32": f"{usual['ratio']:.1f} ×",
                     "against TRL's best": f"{trl['ratio']:.1f} ×",
                     "against Trainer, both fp32": f"{results['fp32'][model][method]['hf fp32']['ratio']:.1f} ×",
@@ -388,7 +386,8 @@ def speed_section(results: dict) -> str:
     return "\n".join(
         [
             f"{machine['cpu']}, {machine['cores']} cores; GFLOP/s: {rates['fp32']:.0f} in fp32, {rates['bf16']:.0f} in "
-            f"bf16; three questions an article of {ARTICLE_TOKENS[0]:,} to {ARTICLE_TOKENS[1]:,} tokens.",
+            f"bf16; three questions an article of {ARTICLE_TOKENS[0]:,} to {ARTICLE_TOKENS[1]:,} tokens, with the fastest and "
+            "the slowest round.",
             "",
             markdown_table(rows),
             "",
@@ -409,7 +408,9 @@ def write_readme(results: dict) -> str:
     """README.md with its table of speed written anew."""
     text = (HERE.parent / "README.md").read_text(encoding="utf-8")
     pattern = re.compile(r"(<!-- speed: .*? -->\n).*?(<!-- /speed -->)", re.DOTALL)
-    return pattern.sub(lambda match: f"{match[1]}{speed_section(results)}\n{match[2]}", text)
+    text, count = pattern.subn(lambda match: f"{match[1]}{speed_section(results)}\n{match[2]}", text)
+    assert count == 1, "README.md has lost the place of the table"
+    return text
 
 
 def draw(results: dict) -> None:
@@ -447,6 +448,8 @@ SECTIONS = ["rates", "speed", "memory", "profile", "evaluation", "fp32", "loss",
 
 
 def main() -> None:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # of the processes that measure
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as scripts/notebooks.py has it
     import bmwqa_utils as bq
 
     parser = argparse.ArgumentParser()

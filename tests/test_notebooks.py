@@ -11,10 +11,12 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+import torch
 from peft import LoraConfig
 from transformers import Trainer, TrainingArguments
 
 import bmwqa_utils as bq
+from one_pass import answer_loss, share_prefix
 
 NAMES = ["data_extraction.ipynb", "data_processing_prompt.ipynb", "training.ipynb"]
 NOTEBOOKS = [nbformat.read(bq.ROOT / name, as_version=4) for name in NAMES]
@@ -204,6 +206,17 @@ def test_early_stopping_ends_a_run_that_gets_worse_and_keeps_its_best_model(tmp_
     held_out = [entry["loss"] for entry in training["eval_losses"]]
     assert len(training["losses"]) == len(training["articles"]) == len(held_out) < 12
     assert min(held_out[-2:]) > min(held_out) == held_out[-3]
+    tokenizer = bq.load_tokenizer(parameters["MODEL"])
+    rows = bq.load_rows(f"{parameters['PROCESSED_DIR']}/train.jsonl", ["title", "date", "about"])
+    watched = bq.group_by_article([row for row in rows if row["article_id"] in training["held_out"]], tokenizer)
+    model = bq.load_model(tmp_path / "tiny_full_ft")
+    with torch.no_grad():
+        batches = [share_prefix(group) for group in watched]
+        found = [
+            answer_loss(model(**{key: batch[key] for key in batch.keys() - {"labels"}}), batch["labels"])
+            for batch in batches
+        ]
+    assert torch.stack(found).mean().item() == pytest.approx(min(held_out), rel=0.02)
 
 
 def test_results_hold_what_the_page_shows(small_run):
@@ -237,17 +250,31 @@ def options(parameters):
 
 
 def test_evaluation_alone_in_a_fresh_kernel_rebuilds_its_files(small_run):
+    """Interrupted after some articles: the rest is asked again, and everything comes out as before."""
     folder, parameters, _, _ = small_run
-    before = {name: (folder / name).read_bytes() for name in ("eval_generations.jsonl", "results.json")}
+    before = {name: (folder / name).read_text() for name in ("eval_generations.jsonl", "results.json")}
+    (progress,) = (folder / "runs").glob("evaluation-*.jsonl")
+    records = bq.read_jsonl(progress)
+    articles = [record["question_id"].split("-")[0] for record in records]
+    kept = next(i for i, article in enumerate(articles) if len(dict.fromkeys(articles[: i + 1])) == 5)
+    bq.write_jsonl(progress, records[:kept])
     for name in before:
         (folder / name).unlink()
     done = notebooks("evaluate", *options(parameters))
     assert done.returncode == 0, done.stderr
-    assert (folder / "eval_generations.jsonl").read_bytes() == before["eval_generations.jsonl"]
-    assert (
-        json.loads((folder / "results.json").read_bytes())["variants"] == json.loads(before["results.json"])["variants"]
-    )
+    assert f"{kept} of {len(records)} answers are there from an earlier run" in done.stdout
+    assert (folder / "eval_generations.jsonl").read_text() == before["eval_generations.jsonl"]
+    variants = [
+        json.loads(text)["variants"] for text in ((folder / "results.json").read_text(), before["results.json"])
+    ]
+    assert variants[0] == variants[1]
     assert "perplexity base" in done.stdout
+
+
+def test_rows_that_are_all_too_long_are_one_clear_error(small_run, tmp_path):
+    _, parameters, _, _ = small_run
+    with pytest.raises(papermill.PapermillExecutionError, match=r"have over MAX_TOKENS = 10 tokens.*Raise MAX_TOKENS"):
+        run("training.ipynb", tmp_path, **parameters | dict(MAX_TOKENS=10, OUT_DIR=str(tmp_path)))
 
 
 def test_evaluation_without_models_says_what_to_do(tmp_path, small_run):

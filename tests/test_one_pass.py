@@ -1,6 +1,6 @@
 """One pass an article is exact: the losses, gradients, answers and perplexities of separate rows, in fp32.
 
-Models are random, two layers, 64 wide, with two query heads a key; the article is longer than a block of attention.
+Models are random, two layers, 64 wide, with two query heads a key.
 """
 
 import math
@@ -114,10 +114,9 @@ def test_a_changed_token_changes_its_own_branch_alone(attention):
 
 def test_attention_in_two_calls_is_that_in_one():
     batch = one_pass.share_prefix(make_group(5, article=300))
-    labels = batch.pop("labels")
+    del batch["labels"]
     with torch.no_grad():
         one, other = (make_model(attention=kind)(**batch).logits for kind in ("sdpa", one_pass.ATTENTION))
-    assert len(labels) == 5
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
@@ -151,6 +150,27 @@ def test_answers_are_those_of_plain_generate(name, rows, embedded_tokenizer):
         assert answer["stopped"] == (plain[-1] == end)
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_answers_that_end_early_leave_the_others_as_they_are(name, rows, embedded_tokenizer):
+    """An end that plain generate meets after three tokens of one answer, and caps that differ from answer to answer."""
+    model = make_model(name, vocab_size=len(embedded_tokenizer), eos_token_id=None, pad_token_id=0)
+    groups = bq.group_by_article(rows, embedded_tokenizer)
+    readings = [one_pass.read_article(model, group) for group in groups]
+    plain, limits = [], [12, 12, 5, 12, 12, 3]
+    model.set_attn_implementation("sdpa")
+    for group in groups:
+        for branch in group["branches"]:
+            question = branch["labels"].count(one_pass.IGNORE)
+            prompt = torch.tensor([group["prefix"] + branch["input_ids"][:question]])
+            plain.append(model.generate(prompt, do_sample=False, max_new_tokens=12)[0, prompt.shape[1] :].tolist())
+    model.set_attn_implementation(one_pass.ATTENTION)
+    end = plain[1][2]
+    cut = [ids[: ids.index(end) + 1] if end in ids else ids for ids in plain]
+    cut = [ids[:limit] for ids, limit in zip(cut, limits, strict=True)]
+    assert len({len(ids) for ids in cut}) > 2
+    assert one_pass.answer_questions(model, readings, end, limits) == cut
+
+
 def test_perplexity_is_that_of_one_row_at_a_time(rows, embedded_tokenizer):
     model = make_model(vocab_size=len(embedded_tokenizer))
     scored = bq.perplexity(model, embedded_tokenizer, rows)
@@ -177,7 +197,7 @@ def test_uniform_logits_have_the_perplexity_of_the_vocabulary(rows, embedded_tok
 
 
 def make_trainer(model, folder, groups: list[dict], callbacks=(), **changes) -> Trainer:
-    """As the notebook makes it."""
+    """A Trainer on `groups`, with the arguments of the notebook that matter here."""
     settings = dict(max_steps=len(groups), learning_rate=1e-3, per_device_train_batch_size=1, save_strategy="no")
     settings |= dict(train_sampling_strategy="sequential", logging_steps=1, logging_nan_inf_filter=False)
     settings |= dict(remove_unused_columns=False, dataloader_pin_memory=False, disable_tqdm=True, save_total_limit=2)
@@ -284,6 +304,19 @@ def test_a_killed_run_goes_on_with_the_losses_of_an_unbroken_one(tmp_path):
         assert torch.equal(one, other)
     kept = sorted(path.name for path in (tmp_path / "killed").glob("checkpoint-*"))
     assert kept == ["checkpoint-6", "checkpoint-7"]
+
+    done = long_run(tmp_path / "killed")  # as if the next kill had come after the last step
+    done.train(resume_from_checkpoint=bq.last_checkpoint(tmp_path / "killed"))
+    assert losses(done) == losses(unbroken)
+    assert all(log["seconds"] > 0 for log in done.state.log_history if "loss" in log)
+
+
+def test_a_loss_that_is_not_finite_names_its_step_and_article(tmp_path):
+    model = make_model()
+    with torch.no_grad():
+        model.model.norm.weight[0] = torch.nan
+    with pytest.raises(FloatingPointError, match="Step 1, article 5: the loss is nan"):
+        make_trainer(model, tmp_path, [make_group(2, seed=5)]).train()
 
 
 if __name__ == "__main__":  # the run that is killed in its sixth step

@@ -386,7 +386,7 @@ def speed_section(results: dict) -> str:
     return "\n".join(
         [
             f"{machine['cpu']}, {machine['cores']} cores; GFLOP/s: {rates['fp32']:.0f} in fp32, {rates['bf16']:.0f} in "
-            f"bf16; three questions an article of {ARTICLE_TOKENS[0]:,} to {ARTICLE_TOKENS[1]:,} tokens; in brackets the "
+            f"bf16; three questions each of {ARTICLE_TOKENS[0]:,} to {ARTICLE_TOKENS[1]:,} tokens; in brackets the "
             "fastest and the slowest round.",
             "",
             markdown_table(rows),

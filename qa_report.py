@@ -32,7 +32,7 @@ NAMES = {"rule_made": "rule-made", "benchmark": "benchmark", "lora_merged": "lor
 CONTEXTS = {"own_article": "its own article", "no_article": "no article", "other_article": "another article"}
 
 
-def show(number: float | None, form: str = ",.2f") -> str:
+def format_number(number: float | None, form: str = ",.2f") -> str:
     """A number in a format, "–" for None."""
     return "–" if number is None else f"{number:{form}}"
 
@@ -44,7 +44,7 @@ def with_interval(figure: dict, key: str = "mean", form: str = ".2f") -> str:
     '0.13 [0.10, 0.15]'
     """
     limits = "" if figure["low"] is None else f" [{figure['low']:{form}}, {figure['high']:{form}}]"
-    return show(figure[key], form) + limits
+    return format_number(figure[key], form) + limits
 
 
 def score_rows(results: dict) -> list[dict[str, str]]:
@@ -65,10 +65,10 @@ def pair_rows(differences: list[dict]) -> list[dict[str, str]]:
             "pair": row["pair"],
             "difference": with_interval(row, "difference", "+.2f"),
             "wins / ties / losses": f"{row['wins']} / {row['ties']} / {row['losses']}",
-            "p": show(row["p"], ".2g"),
-            "p, Holm": show(row["p_holm"], ".2g"),
+            "p": format_number(row["p"], ".2g"),
+            "p, Holm": format_number(row["p_holm"], ".2g"),
             "shown": "yes" if row["shown"] else "no",
-            "smallest detectable": show(row["smallest_detectable"]),
+            "smallest detectable": format_number(row["smallest_detectable"]),
         }
         for row in differences
     ]
@@ -94,12 +94,12 @@ def trade_off_rows(results: dict) -> list[dict[str, str]]:
         rows.append(
             {
                 "model": NAMES.get(variant, variant),
-                "trained parameters": show(cost["trainable_parameters"], ",d"),
-                "s a step": show(cost["seconds_a_step"]),
-                "peak GB in training": show(cost["peak_memory_gb"], ".1f"),
-                "MB on disk": show(cost["weights_mb"], ",.1f"),
-                "s to first token": show(cost["first_token_seconds"]),
-                "tokens a second": show(cost["tokens_per_second"], ".1f"),
+                "trained parameters": format_number(cost["trainable_parameters"], ",d"),
+                "s a step": format_number(cost["seconds_a_step"]),
+                "peak GB in training": format_number(cost["peak_memory_gb"], ".1f"),
+                "MB on disk": format_number(cost["weights_mb"], ",.1f"),
+                "s to first token": format_number(cost["first_token_seconds"]),
+                "tokens a second": format_number(cost["tokens_per_second"], ".1f"),
                 "perplexity": with_interval(scores["perplexity"]) if scores else "as lora",
                 "token F1": with_interval(scores["f1"]) if scores else "as lora",
             }
@@ -146,20 +146,26 @@ def verdict(results: dict) -> list[str]:
 
 
 def _gap(row: dict, what: str = "The difference") -> str:
-    p = f"p {show(row['p'], '.2g')}" if row["p_holm"] is None else f"p {show(row['p_holm'], '.2g')} after Holm"
+    p = (
+        f"p {format_number(row['p'], '.2g')}"
+        if row["p_holm"] is None
+        else f"p {format_number(row['p_holm'], '.2g')} after Holm"
+    )
     found = f"{what}, {with_interval(row, 'difference', '+.2f')}, is {'' if row['shown'] else 'not '}shown ({p})"
     if row["shown"] or row["smallest_detectable"] is None:
         return f"{found}."
-    return f"{found}; an evaluation of this size finds {show(row['smallest_detectable'])} in four of five cases."
+    return (
+        f"{found}; an evaluation of this size finds {format_number(row['smallest_detectable'])} in four of five cases."
+    )
 
 
 def _price(results: dict, variant: str) -> str:
     cost = results["trade_off"]["variants"][variant]
     trained = "nothing trained"
     if cost["trainable_parameters"] is not None:
-        pace = f"{show(cost['seconds_a_step'])} s a step, {show(cost['peak_memory_gb'], '.1f')} GB"
+        pace = f"{format_number(cost['seconds_a_step'])} s a step, {format_number(cost['peak_memory_gb'], '.1f')} GB"
         trained = f"{cost['trainable_parameters']:,} parameters trained ({pace})"
-    disk, rate = show(cost["weights_mb"], ",.1f"), show(cost["tokens_per_second"], ".1f")
+    disk, rate = format_number(cost["weights_mb"], ",.1f"), format_number(cost["tokens_per_second"], ".1f")
     return f"{variant}, {trained}, {disk} MB on disk, {rate} tokens a second"
 
 

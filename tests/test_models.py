@@ -74,7 +74,9 @@ def test_a_half_written_checkpoint_is_named(tmp_path, tiny_model_folder, damage)
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(ValueError, match="broken holds no whole model .* Delete the folder and train it again"):
+    with pytest.raises(
+        ValueError, match="broken holds no whole model .* Delete the folder; then train, or fetch, it again"
+    ):
         bq.load_model(folder)
 
 

@@ -156,7 +156,7 @@ def test_answers_that_end_early_leave_the_others_as_they_are(name, rows, embedde
     model = make_model(name, vocab_size=len(embedded_tokenizer), eos_token_id=None, pad_token_id=0)
     groups = bq.group_by_article(rows, embedded_tokenizer)
     readings = [one_pass.read_article(model, group) for group in groups]
-    plain, limits = [], [12, 12, 5, 12, 12, 3]
+    plain, limits = [], [12, 12, 2, 12, 12, 1]
     model.set_attn_implementation("sdpa")
     for group in groups:
         for branch in group["branches"]:

@@ -362,48 +362,56 @@ def run_section(name: str, results: dict, models: dict) -> object:
 
 
 def speed_section(results: dict) -> str:
-    """README's table of speed, from results.json and nothing else."""
+    """README's part on speed, of the sections that results.json has, and of nothing else."""
     machine, rates, rows = results["machine"], results["rates"], []
     for model, methods in results["speed"].items():
         for method, ways in methods.items():
             ours, usual = ways["ours"], ways["hf fp32"]
             trl = min((ways[way] for way in ways if way.startswith("trl")), key=lambda entry: entry["seconds_a_qa"])
-            questions = results["questions"][model][method]
-            rows.append(
-                {
-                    "model": model,
-                    "method": method,
-                    "s a QA pair": "{:.2f} [{:.2f}, {:.2f}]".format(ours["seconds_a_qa"], *ours["spread"]),
-                    "against Trainer, fp32": f"{usual['ratio']:.1f} ×",
-                    "against TRL's best": f"{trl['ratio']:.1f} ×",
-                    "against Trainer, both fp32": f"{results['fp32'][model][method]['hf fp32']['ratio']:.1f} ×",
-                    "of the bf16 rate": f"{ours['share']:.0%}",
-                    "GB at 2,048 tokens": f"{results['memory'][model][method]['peak_gb']:.1f}",
-                    "a pair at 12 questions, to 3": f"{questions['12'] / questions['3']:.2f}",
-                }
-            )
-    faster = ", ".join(f"{entry['ratio']:.1f} × ({model})" for model, entry in results["evaluation"].items())
-    return "\n".join(
-        [
-            f"{machine['cpu']}, {machine['cores']} cores; GFLOP/s: {rates['fp32']:.0f} in fp32, {rates['bf16']:.0f} in "
-            f"bf16; three questions each of {ARTICLE_TOKENS[0]:,} to {ARTICLE_TOKENS[1]:,} tokens; in brackets the "
-            "fastest and the slowest round.",
+            row = {
+                "model": model,
+                "method": method,
+                "s a QA pair": "{:.2f} [{:.2f}, {:.2f}]".format(ours["seconds_a_qa"], *ours["spread"]),
+                "against Trainer, fp32": f"{usual['ratio']:.1f} ×",
+                "against TRL's best": f"{trl['ratio']:.1f} ×",
+                "of the bf16 rate": f"{ours['share']:.0%}",
+                "peak GB": f"{ours['peak_gb']:.1f}",
+            }
+            if "fp32" in results:
+                row["against Trainer, both fp32"] = f"{results['fp32'][model][method]['hf fp32']['ratio']:.1f} ×"
+            if "memory" in results:
+                row["GB at 2,048 tokens"] = f"{results['memory'][model][method]['peak_gb']:.1f}"
+            if "questions" in results:
+                seconds = results["questions"][model][method]
+                row["a pair at 12 questions, to 3"] = f"{seconds['12'] / seconds['3']:.2f}"
+            rows.append(row)
+    lines = [
+        f"{machine['cpu']}, {machine['cores']} cores; GFLOP/s: {rates['fp32']:.0f} in fp32, {rates['bf16']:.0f} in "
+        f"bf16; three questions each of {ARTICLE_TOKENS[0]:,} to {ARTICLE_TOKENS[1]:,} tokens; in brackets the "
+        "fastest and the slowest round.",
+        "",
+        markdown_table(rows),
+    ]
+    if "evaluation" in results:
+        faster = ", ".join(f"{entry['ratio']:.1f} × ({model})" for model, entry in results["evaluation"].items())
+        lines += ["", f"Perplexity and answers, against one `generate` a question: {faster}."]
+    if "loss" in results:
+        loss = results["loss"]
+        lines += [
             "",
-            markdown_table(rows),
-            "",
-            f"Perplexity and answers, against one `generate` a question: {faster}.",
-            f"Losses of {len(results['loss']['hf'])} steps on the same rows, the Trainer's and ours, both in fp32: "
-            f"they differ by {results['loss']['difference']:.0e} at most, relative ([plot](benchmarks/loss.png)).",
-            "",
-            "Where the time of our steps goes:",
-            *(
-                f"- {model}, {method}: "
-                + ", ".join(f"`{name}` {share:.0%}" for name, share in list(shares.items())[:5])
-                for model, methods in results["profile"].items()
-                for method, shares in methods.items()
-            ),
+            f"Losses of {len(loss['hf'])} steps on the same rows, the Trainer's and ours, both in fp32: they differ by "
+            f"{loss['difference']:.0e} at most, relative ([plot](benchmarks/loss.png)).",
         ]
-    )
+    if "profile" in results:
+        lines += ["", "Where the time of our steps goes:"]
+    for model, methods in results.get("profile", {}).items():
+        for method, shares in methods.items():
+            longest = ", ".join(f"`{name}` {share:.0%}" for name, share in list(shares.items())[:5])
+            lines.append(f"- {model}, {method}: {longest}")
+    for name in ("questions", "length"):
+        if name in results:
+            lines += ["", f"![Seconds a pair by {name}](benchmarks/time_by_{name}.png)"]
+    return "\n".join(lines)
 
 
 def write_readme(results: dict) -> str:
@@ -476,7 +484,7 @@ def main() -> None:
         results[name] = run_section(name, results, models)
         bq.write_json(path, results)
         say(f"{name} took {(time.perf_counter() - clock) / 60:.1f} minutes")
-    if not options.quick and all(name in results for name in SECTIONS):
+    if not options.quick and "speed" in results:
         draw(results)
         (HERE.parent / "README.md").write_text(write_readme(results), encoding="utf-8")
 

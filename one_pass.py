@@ -238,11 +238,8 @@ def answer_questions(model, readings: list[Reading], end: int, limits: list[int]
         own.update(*map(torch.cat, parts), layer)
 
     answers = [[] for _ in starts]
-    ids, limits, active = (
-        torch.cat([reading.first for reading in readings]).cpu(),
-        torch.tensor(limits),
-        torch.arange(len(starts)),
-    )
+    active, limits = torch.arange(len(starts)), torch.tensor(limits)
+    ids = torch.cat([reading.first for reading in readings]).cpu()
     for step in range(1, limits.max() + 1):
         for question, token in zip(active.tolist(), ids.tolist(), strict=True):
             answers[question].append(token)

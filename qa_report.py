@@ -4,6 +4,7 @@ The notebook and README show these figures through this file, so neither can say
 """
 
 import json
+import re
 from pathlib import Path
 
 from jsonschema import Draft202012Validator
@@ -113,6 +114,15 @@ def markdown_table(rows: list[dict[str, str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
+def with_section(text: str, name: str, section: str) -> str:
+    """A markdown text with what stands between its comments `<!-- name: … -->` and `<!-- /name -->` replaced."""
+    pattern = re.compile(rf"(<!-- {name}: .*? -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    text, count = pattern.subn(lambda match: f"{match[1]}{section}\n{match[2]}", text)
+    if count != 1:
+        raise ValueError(f"Found {count} places for the section {name!r}, need one. Restore its two comments.")
+    return text
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The verdict, in sentences
 
@@ -146,11 +156,8 @@ def verdict(results: dict) -> list[str]:
 
 
 def _gap(row: dict, what: str = "The difference") -> str:
-    p = (
-        f"p {format_number(row['p'], '.2g')}"
-        if row["p_holm"] is None
-        else f"p {format_number(row['p_holm'], '.2g')} after Holm"
-    )
+    plain = row["p_holm"] is None
+    p = f"p {format_number(row['p' if plain else 'p_holm'], '.2g')}{'' if plain else ' after Holm'}"
     found = f"{what}, {with_interval(row, 'difference', '+.2f')}, is {'' if row['shown'] else 'not '}shown ({p})"
     if row["shown"] or row["smallest_detectable"] is None:
         return f"{found}."
@@ -187,9 +194,11 @@ def _smaller(results: dict) -> str:
 
 
 def _controls(results: dict) -> str:
-    found = {name: with_interval(scores["f1"]) for name, scores in results["controls"]["conditions"].items()}
-    shown = ", ".join(f"{value} with {CONTEXTS[name]}" for name, value in found.items())
-    if not results["controls"]["differences"]:
+    controls = results["controls"]
+    if not controls["differences"]:
         return "No control was asked: no question has an answer."
-    without = results["controls"]["differences"][0]
-    return f"The controls, full's F1 on answerable questions: {shown}. {_gap(without, 'What its own article adds')}"
+    found = ", ".join(
+        f"{with_interval(scores['f1'])} with {CONTEXTS[name]}" for name, scores in controls["conditions"].items()
+    )
+    gap = _gap(controls["differences"][0], "What its own article adds")
+    return f"The controls, full's F1 on answerable questions: {found}. {gap}"

@@ -28,7 +28,6 @@ import json
 import multiprocessing
 import os
 import platform
-import re
 import sys
 import time
 from contextlib import nullcontext
@@ -40,7 +39,7 @@ from statistics import median
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from qa_report import markdown_table  # noqa: E402  the project's root must be on the path first
+from qa_report import markdown_table, with_section  # noqa: E402  the project's root must be on the path first
 
 QWEN, SMOL = "Qwen2.5-0.5B's shape", "smollm2-135m"
 MODELS = {QWEN: 2, SMOL: 3}  # rounds
@@ -138,9 +137,7 @@ def train(
     else:
         arguments = TrainingArguments(**settings, bf16=bf16 and method == "full", remove_unused_columns=False)
         trainer = Trainer(model, args=arguments, train_dataset=steps, data_collator=collate, **options)
-    clock = bq.StepReport(groups, way)
-    clock.on_log = clock.on_train_begin = clock.on_train_end = lambda *args, **kwargs: None  # the clock, not the bar
-    trainer.add_callback(clock)
+    trainer.add_callback(bq.StepReport(groups, way))
     trainer.remove_callback(PrinterCallback)
     wall, cpu = time.perf_counter(), time.process_time()
     watch = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) if profiled else nullcontext()
@@ -148,9 +145,10 @@ def train(
         trainer.train()
     cpu = (time.process_time() - cpu) / (time.perf_counter() - wall) / torch.get_num_threads()
     pairs = sum(len(group["branches"]) for group in groups[warm:])
-    losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+    done = [log for log in trainer.state.log_history if "loss" in log]
+    losses = [step["loss"] for step in done]
     loss = sum(losses[warm:]) / len(losses[warm:])
-    seconds = sum(clock.seconds[warm:]) / pairs
+    seconds = sum(step["seconds"] for step in done[warm:]) / pairs
     result = {"seconds": seconds, "cpu": cpu, "peak_gb": peak.gb, "loss": loss, "losses": losses}
     if profiled:
         times = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
@@ -417,10 +415,7 @@ def speed_section(results: dict) -> str:
 def write_readme(results: dict) -> str:
     """README.md with its table of speed written anew."""
     text = (HERE.parent / "README.md").read_text(encoding="utf-8")
-    pattern = re.compile(r"(<!-- speed: .*? -->\n).*?(<!-- /speed -->)", re.DOTALL)
-    text, count = pattern.subn(lambda match: f"{match[1]}{speed_section(results)}\n{match[2]}", text)
-    assert count == 1, "README.md has lost the place of the table"
-    return text
+    return with_section(text, "speed", speed_section(results))
 
 
 def draw(results: dict) -> None:

@@ -10,7 +10,6 @@ import base64
 import io
 import json
 import os
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -26,7 +25,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # a script's own folder is there, the project's is not
 
-from qa_report import markdown_table, score_rows, trade_off_rows, verdict  # noqa: E402
+from qa_report import markdown_table, score_rows, trade_off_rows, verdict, with_section  # noqa: E402
 
 RUNS = ROOT / "runs"
 PAIRS, TRAINING = ROOT / "data_processing_prompt.ipynb", ROOT / "training.ipynb"
@@ -58,10 +57,15 @@ def check_names(parameters: dict, notebooks: list[Path]) -> None:
         sys.exit(f"No notebook has the parameter {unknown[0]}. There are: {', '.join(sorted(known))}.")
 
 
+def evaluation_start(notebook: nbformat.NotebookNode) -> int:
+    """The number of the cell with the heading "Evaluation"."""
+    return next(i for i, cell in enumerate(notebook.cells) if cell.source.startswith("## Evaluation"))
+
+
 def evaluation_only() -> Path:
     """A copy of training.ipynb with its parameters and what stands under the heading "Evaluation"."""
     notebook = nbformat.read(TRAINING, as_version=4)
-    start = next(i for i, cell in enumerate(notebook.cells) if cell.source.startswith("## Evaluation"))
+    start = evaluation_start(notebook)
     parameters = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     notebook.cells = parameters + notebook.cells[start:]
     path = RUNS / "evaluation.ipynb"
@@ -127,8 +131,7 @@ def results_section(results: dict) -> str:
 def readme(results: dict) -> str:
     """README.md with its results written anew."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    pattern = re.compile(r"(<!-- results: .*? -->\n).*?(<!-- /results -->)", re.DOTALL)
-    return pattern.sub(lambda match: f"{match[1]}{results_section(results)}\n{match[2]}", text)
+    return with_section(text, "results", results_section(results))
 
 
 def main() -> None:

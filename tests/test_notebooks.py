@@ -17,6 +17,7 @@ from transformers import Trainer, TrainingArguments
 
 import bmwqa_utils as bq
 from one_pass import answer_loss, share_prefix
+from scripts.notebooks import evaluation_start
 
 NAMES = ["data_extraction.ipynb", "data_processing_prompt.ipynb", "training.ipynb"]
 NOTEBOOKS = [nbformat.read(bq.ROOT / name, as_version=4) for name in NAMES]
@@ -197,8 +198,7 @@ def test_early_stopping_ends_a_run_that_gets_worse_and_keeps_its_best_model(tmp_
     """The training half alone; at this learning rate the held-out loss soon rises."""
     _, parameters, _, _ = small_run
     notebook = nbformat.read(bq.ROOT / "training.ipynb", as_version=4)
-    end = next(i for i, cell in enumerate(notebook.cells) if cell.source.startswith("## Evaluation"))
-    notebook.cells = notebook.cells[:end]
+    notebook.cells = notebook.cells[: evaluation_start(notebook)]
     nbformat.write(notebook, tmp_path / "training.ipynb")
     changes = dict(OUT_DIR=str(tmp_path), MAX_STEPS=12, EVAL_STEPS=1, EARLY_STOPPING=2, LEARNING_RATE_FULL=0.3)
     run(str(tmp_path / "training.ipynb"), tmp_path / "out", **parameters | changes)

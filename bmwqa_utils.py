@@ -1,5 +1,7 @@
 """What the three notebooks of bmwqa share: files, articles, rows, the prompt and its labels, models, runs, answers."""
 
+import contextlib
+import ctypes
 import gc
 import json
 import math
@@ -29,7 +31,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from transformers.utils import logging
 
-from one_pass import ATTENTION, IGNORE, answer_questions, read_article, release_freed_memory
+from one_pass import ATTENTION, IGNORE, answer_questions, read_article
 from qa_rules import ORIGINAL_KINDS, article_context, find_pairs
 
 logging.disable_progress_bar()  # one for every model that is loaded
@@ -425,11 +427,12 @@ def weights_mb(name: str | Path, revision: str | None = None) -> float:
     return sum(path.stat().st_size for path in _locate(str(name), revision)[0].glob("*.safetensors")) / 1e6
 
 
-def load_model(name: str | Path, revision: str | None = None, dtype: torch.dtype = torch.float32):
+def load_model(name: str | Path, revision: str | None = None, dtype: torch.dtype = torch.float32, merge: bool = False):
     """The model of that name, in evaluation mode, on the GPU where there is one.
 
     name: "smollm2-135m", a hub id with its `revision`, or a folder: of a model, or of an adapter, which is put on a
-    base model of its own, loaded afresh (PEFT changes a base in place). ValueError: the folder is missing or broken.
+    base model of its own, loaded afresh (PEFT changes a base in place). merge: an adapter is merged into that base, in
+    fp32, so the model is a plain one. ValueError: the folder is missing or broken.
     """
     if isinstance(name, Path) and not name.is_dir():
         raise ValueError(f"{name} is missing. Train it first: run training.ipynb from its top, or `make run`.")
@@ -437,10 +440,11 @@ def load_model(name: str | Path, revision: str | None = None, dtype: torch.dtype
     base = None
     if (folder / "adapter_config.json").exists():  # a base that fails names itself
         adapter = read_json(folder / "adapter_config.json", ("base_model_name_or_path", "revision"))
-        base = load_model(adapter["base_model_name_or_path"], adapter["revision"], dtype)
+        base = load_model(adapter["base_model_name_or_path"], adapter["revision"], torch.float32 if merge else dtype)
     try:
         if base is not None:
             model = PeftModel.from_pretrained(base, folder)
+            model = model.merge_and_unload().to(dtype) if merge else model
         else:
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=ATTENTION)
     except (OSError, SafetensorError, ValueError, KeyError) as error:
@@ -451,29 +455,31 @@ def load_model(name: str | Path, revision: str | None = None, dtype: torch.dtype
 
 
 def prune_layers(model, groups: list[dict], share: float = 0.25) -> list[int]:
-    """Cut that share of the decoder layers out of `model`, in place; the numbers of the removed ones.
+    """Cut a block of that share of the decoder layers out of `model`, in place; the numbers of the removed layers.
 
-    The block of layers goes whose output is nearest to its input: smallest angle between the hidden states of the last
-    token before and behind it, in the mean over the articles of `groups`, the last layer being kept (Gromov et al.,
-    "The Unreasonable Ineffectiveness of the Deeper Layers", arXiv 2403.17887, equation 7).
+    Of all blocks that leave the last layer, the one goes without which the answers of `groups` have the lowest NLL:
+    perplexity as the measure of a block, as in Kim et al., "Shortened LLaMA", arXiv 2402.02834, section 3.
     """
-    layers = model.get_decoder().layers
+    decoder = model.get_decoder()
+    layers, types = list(decoder.layers), getattr(model.config, "layer_types", None)
     count = max(1, round(len(layers) * share))
-    angles = torch.zeros(len(layers) - count)  # between what enters layer i and what enters layer i + count
-    with torch.inference_mode():
-        for group in groups:
-            ids = torch.tensor([group["prefix"]], device=model.device)
-            states = model.get_decoder()(ids, use_cache=False, output_hidden_states=True).hidden_states
-            states = torch.stack([state[0, -1].float().cpu() for state in states[:-1]])
-            angles += torch.cosine_similarity(states[:-count], states[count:]).clamp(-1, 1).arccos()
-    first = int(angles.argmin())
-    del layers[first : first + count]
-    for number, layer in enumerate(layers):
-        layer.self_attn.layer_idx = number
-    model.config.num_hidden_layers = len(layers)
-    if getattr(model.config, "layer_types", None):
-        model.config.layer_types = model.config.layer_types[: len(layers)]
-    return list(range(first, first + count))
+
+    def cut(first: int) -> None:
+        kept = [i for i in range(len(layers)) if not first <= i < first + count]
+        decoder.layers = torch.nn.ModuleList(layers[i] for i in kept)
+        for number, layer in enumerate(decoder.layers):
+            layer.self_attn.layer_idx = number
+        model.config.num_hidden_layers = len(kept)
+        if types:
+            model.config.layer_types = [types[i] for i in kept]
+
+    nll = {}
+    for first in range(len(layers) - count):
+        cut(first)
+        nll[first] = sum(score.sum().item() for group in groups for score in read_article(model, group).nll)
+    best = min(nll, key=nll.get)
+    cut(best)
+    return list(range(best, best + count))
 
 
 def save_finished(folder: str | Path, model, tokenizer, training: dict | None = None) -> None:
@@ -597,7 +603,8 @@ class PeakMemory:
 
     def __enter__(self):
         gc.collect()
-        release_freed_memory()  # what an earlier model left behind is not this one's
+        with contextlib.suppress(AttributeError, OSError, TypeError):  # glibc has it; what an earlier model left behind
+            ctypes.CDLL(None).malloc_trim(0)  # is not this one's
         self.gb, self._done = 0.0, threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
@@ -640,7 +647,7 @@ def generate_answers(model, tokenizer, rows: list[dict], max_new_tokens: int | l
     return [{key: row[key] for key in ("answer", "stopped", "tokens")} for row in answered]
 
 
-ARTICLES_AT_ONCE = 4  # read one by one and answered together: faster, at the price of the keys of four articles
+ARTICLES_AT_ONCE = 12  # read one by one and answered together: faster, at the price of the keys of twelve articles
 
 
 def answer_rows(model, tokenizer, rows: list[dict], max_new_tokens: int | list[int]) -> list[dict]:

@@ -6,8 +6,7 @@ Every question sees the article and itself, and its positions go on where the ar
 equal to separate rows, which tests/test_one_pass.py proves for losses, gradients and answers.
 """
 
-import ctypes
-import sys
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,6 +16,10 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+# torch's switch for large pages, read at the first tensor: a step frees gigabytes and is given them anew, zeroed, page
+# by page
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 IGNORE = -100  # the label of a token that is not trained, as torch's cross entropy has it
 
@@ -91,16 +94,15 @@ def answer_nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def answer_loss(outputs, labels: torch.Tensor, num_items_in_batch=None) -> torch.Tensor:
-    """The loss of a step, for Trainer's `compute_loss_func`: the mean over the answers of each answer's mean NLL.
+    """The loss of a step, for Trainer's `compute_loss_func`: the mean NLL of its supervised tokens, as usual.
 
-    So a date counts as much as a first paragraph twenty times its length.
+    A mean of the answers' means would hardly teach long ones: how a paragraph begins would weigh a fortieth of a date.
     """
-    nll = answer_nll(outputs.logits, labels)
-    return (nll.sum(1) / (labels != IGNORE).sum(1)).mean()
+    return answer_nll(outputs.logits, labels).sum() / (labels != IGNORE).sum()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Attention, and the memory of a step
+# Attention
 
 ATTENTION = "shared_prefix"  # `attn_implementation` of a model, for transformers
 
@@ -147,26 +149,6 @@ def _answering_attention(module, query, key, value, sees, articles, scaling, **k
 
 AttentionInterface.register(ATTENTION, shared_prefix_attention)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)
-
-
-def keep_freed_memory() -> None:
-    """From now on the process keeps the memory that a training step frees, on Linux.
-
-    The kernel would hand out every page of the gradients anew, zeroed, at every step.
-    """
-    if GLIBC:
-        GLIBC.mallopt(M_MMAP_MAX, 0)
-        GLIBC.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def release_freed_memory() -> None:
-    """Give the memory that the process has kept back to the kernel, on Linux."""
-    if GLIBC:
-        GLIBC.malloc_trim(0)
-
-
-GLIBC = ctypes.CDLL(None) if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim") else None
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 # ---------------------------------------------------------------------------------------------------------------------

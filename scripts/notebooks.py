@@ -1,4 +1,4 @@
-"""Run the notebooks from a terminal: `python scripts/notebooks.py run|evaluate|refresh [-p NAME VALUE] …`.
+"""Run the notebooks from a terminal: `python scripts/notebooks.py run|evaluate|refresh [-f FILE] [-p NAME VALUE] …`.
 
 run       pairs and training, the notebooks' copies with their outputs in runs/
 evaluate  of training.ipynb the parameters and the cells under "Evaluation" alone
@@ -49,6 +49,17 @@ def execute(notebook: Path, output: Path, parameters: dict) -> None:
         )
     except papermill.PapermillExecutionError as error:
         sys.exit(f"\n{notebook.name}, cell {error.exec_count}: {error.ename}: {error.evalue}\nAll of it: {output}")
+
+
+def read_parameters(path: Path) -> dict:
+    """The parameters of a YAML file; one line says what is wrong with it."""
+    try:
+        parameters = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        sys.exit(f"{path} cannot be read as YAML ({error}). Correct it, or leave -f out.")
+    if not isinstance(parameters, dict):
+        sys.exit(f"{path}: found {type(parameters).__name__}, need lines NAME: VALUE. See scripts/original.yaml.")
+    return parameters
 
 
 def check_names(parameters: dict, notebooks: list[Path]) -> None:
@@ -138,8 +149,10 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("what", choices=["run", "evaluate", "refresh"])
     arguments.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    arguments.add_argument("-f", dest="file", type=Path, metavar="FILE", help="parameters in YAML; -p goes before them")
     arguments = arguments.parse_args()
-    parameters = {name: yaml.safe_load(value) for name, value in arguments.parameters}
+    parameters = read_parameters(arguments.file) if arguments.file else {}
+    parameters |= {name: yaml.safe_load(value) for name, value in arguments.parameters}
     check_names(parameters, [PAIRS, TRAINING])
     out_dir = ROOT / parameters.get("OUT_DIR", ".")
     if arguments.what == "evaluate":

@@ -132,7 +132,7 @@ def test_merged_the_adapter_answers_exactly_as_beside_its_base(tmp_path, tiny_mo
 
     model = bq.load_model(tmp_path / "lora")
     beside, loss = answers(model), bq.perplexity(model, tokenizer, ROWS)["nll"]
-    merged = model.merge_and_unload()
+    merged = bq.load_model(tmp_path / "lora", merge=True)
     assert answers(merged) == beside != answers(bq.load_model(tiny_model_folder))
     merged.save_pretrained(tmp_path / "merged")
     from_disk = bq.load_model(tmp_path / "merged")

@@ -12,6 +12,7 @@ import nbformat
 import papermill
 import pytest
 import torch
+import yaml
 from peft import LoraConfig
 from transformers import Trainer, TrainingArguments
 
@@ -164,8 +165,8 @@ def small_run(tmp_path_factory, tiny_model_folder):
         OUT_DIR=str(folder),
         MAX_STEPS=3,
         EVAL_STEPS=2,
-        MAX_NEW_TOKENS=4,
-        MAX_NEW_TOKENS_BENCHMARK=3,
+        MAX_NEW_TOKENS=3,
+        MAX_NEW_TOKENS_ABOUT=4,
     )
     training = run("training.ipynb", folder, **parameters)
     return folder, parameters, pairs, training
@@ -231,8 +232,8 @@ def test_results_hold_what_the_page_shows(small_run):
             2.718281828459045 ** (sum(nll) / sum(tokens)), rel=1e-9
         )
         assert all({"answer", "stopped"} <= line[variant].keys() for line in lines)
-        for part, cap in (("rule_made", 4), ("benchmark", 3)):
-            assert max(line[variant]["tokens"] for line in lines if line["slice"] == part) == cap
+        for kind, cap in (("about", 4), ("title", 3)):
+            assert max(line[variant]["tokens"] for line in lines if line["kind"] == kind) == cap
     controls = [line["controls"] for line in lines if "controls" in line]
     assert len(controls) == sum(line["slice"] == "benchmark" and line["kind"] != "unanswerable" for line in lines)
     assert all(control["no_article"]["nll_tokens"] == control["other_article"]["nll_tokens"] for control in controls)
@@ -288,3 +289,20 @@ def test_an_unknown_parameter_is_refused_with_those_there_are():
     done = notebooks("run", "-p", "MAX_STEP", "2")
     assert done.returncode == 1
     assert "No notebook has the parameter MAX_STEP. There are:" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("- MAX_STEPS", "found list, need lines NAME"), ("a: [", "cannot be read as YAML"), (None, "cannot be read")],
+)
+def test_a_parameter_file_that_is_none_is_refused(tmp_path, text, message):
+    if text:
+        (tmp_path / "some.yaml").write_text(text)
+    done = notebooks("run", "-f", str(tmp_path / "some.yaml"))
+    assert done.returncode == 1
+    assert message in done.stderr
+
+
+def test_the_original_settings_are_parameters_of_the_notebook():
+    original = yaml.safe_load((bq.ROOT / "scripts/original.yaml").read_text())
+    assert original.keys() <= papermill.inspect_notebook(str(bq.ROOT / "training.ipynb")).keys()

@@ -650,17 +650,17 @@ def generate_answers(model, tokenizer, rows: list[dict], max_new_tokens: int | l
 ARTICLES_AT_ONCE = 12  # read one by one and answered together: faster, at the price of the keys of twelve articles
 
 
-def answer_rows(model, tokenizer, rows: list[dict], max_new_tokens: int | list[int]) -> list[dict]:
+def answer_rows(model, tokenizer, rows: list[dict], max_new_tokens: int | list[int], title: str = "") -> list[dict]:
     """Both at the price of one reading: {"answer", "stopped", "tokens", "nll", "nll_tokens"} a row, nll in nats.
 
-    max_new_tokens: of every answer, or a list with that of each row; 0: scores alone.
+    max_new_tokens: of every answer, or a list with that of each row; 0: scores alone. title: of a bar while it reads.
     """
     limits = max_new_tokens if isinstance(max_new_tokens, list) else [max_new_tokens] * len(rows)
     articles, done = list(by_context(rows).values()), {}
     for start in range(0, len(articles), ARTICLES_AT_ONCE):
         members = [member for article in articles[start : start + ARTICLES_AT_ONCE] for member in article]
         groups = group_by_article([row for _, row in members], tokenizer)
-        readings = [read_article(model, group) for group in groups]
+        readings = [read_article(model, group) for group in (bar(groups, title) if title else groups)]
         some = [limits[index] for index, _ in members]
         answers = answer_questions(model, readings, tokenizer.eos_token_id, some) if any(some) else [[]] * len(some)
         scores = [nll.cpu().double() for reading in readings for nll in reading.nll]

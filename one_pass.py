@@ -132,19 +132,22 @@ def _answering_attention(module, query, key, value, sees, articles, scaling, **k
     articles: (cache, rows about it) in the order of the rows.
     """
     shared, size = key.shape[1], key.shape[3]
-    query = (query * scaling).view(len(query), shared, -1, size)
-    own = (query @ key.transpose(2, 3)).masked_fill_(~sees, -torch.inf)
+    query = (
+        (query * scaling).view(len(query), shared, -1, size).transpose(0, 1)
+    )  # [key heads, B, heads a key head, size]
+    key, value = key.transpose(0, 1), value.transpose(0, 1)
+    own = (query @ key.transpose(2, 3)).masked_fill_(~sees[:, 0], -torch.inf)
     seen, start = [], 0
-    for cache, rows in articles:
+    for cache, rows in articles:  # one product an article for all rows about it, whose scores stay where they are
         layer, some = cache.layers[module.layer_idx], slice(start, start + rows)
         n = layer.keys.shape[2]
-        scores = query[some].transpose(0, 1).reshape(shared, -1, size) @ layer.keys[0].transpose(1, 2)
-        scores = scores.view(shared, rows, -1, n).transpose(0, 1)
-        weights = torch.cat([scores, own[some]], -1).softmax(-1)
-        article = weights[..., :n].transpose(0, 1).reshape(shared, -1, n) @ layer.values[0]
-        seen.append(article.view(shared, rows, -1, size).transpose(0, 1) + weights[..., n:] @ value[some])
+        scores = query[:, some].reshape(shared, -1, size) @ layer.keys[0].transpose(1, 2)
+        weights = torch.cat([scores, own[:, some].flatten(1, 2)], -1).softmax(-1)
+        article = weights[..., :n] @ layer.values[0]
+        itself = weights[..., n:].view(shared, rows, -1, own.shape[-1]) @ value[:, some]
+        seen.append(article.view_as(itself) + itself)
         start += rows
-    return torch.cat(seen).reshape(len(query), 1, -1, size), None
+    return torch.cat(seen, 1).transpose(0, 1).reshape(-1, 1, shared * query.shape[2], size), None
 
 
 AttentionInterface.register(ATTENTION, shared_prefix_attention)

@@ -7,7 +7,7 @@ again. It needs the pairs of notebook 2 and the last `make refresh`, whose answe
     kinds   three kinds against all, on the evaluation articles; base and the defaults are those of results/
 
 `search` alone as an argument does the first part, which needs no refresh.
-Writes results/experiments.json (each run with its settings), results/experiments.png and a section of README.
+Writes results/experiments.json (each run with its settings) and results/experiments.png, and prints the tables.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))  # a script's own folder is there, the project's i
 
 import bmwqa_utils as bq  # noqa: E402
 import qa_scores  # noqa: E402
-from qa_report import markdown_table, search_rows, with_interval, with_section  # noqa: E402
+from qa_report import markdown_table, search_rows, with_interval  # noqa: E402
 from scripts.notebooks import RUNS, TRAINING, execute  # noqa: E402
 
 THREE = ["title", "date", "about"]
@@ -166,11 +166,11 @@ def main() -> None:
 
 def save(results: dict) -> None:
     bq.write_json(RESULTS, results)
-    (ROOT / "README.md").write_text(write_readme(results), encoding="utf-8")
+    print(experiments_section(results))
 
 
 def kinds_rows(results: dict) -> list[dict[str, str]]:
-    """README's table of the kinds: a row a run, on the evaluation articles."""
+    """The table of the kinds: a row a run, on the evaluation articles."""
     rows = []
     for run in results["kinds"]:
         asked, made = run["scores"]["benchmark"], run["scores"]["rule_made"]
@@ -191,7 +191,7 @@ def kinds_rows(results: dict) -> list[dict[str, str]]:
 
 
 def experiments_section(results: dict) -> str:
-    """README's part on the experiments, of what results/experiments.json has, and of nothing else."""
+    """The tables in markdown, of what results/experiments.json has, and of nothing else."""
     lines = []
     if "kinds" in results:
         gaps = [
@@ -219,11 +219,6 @@ def experiments_section(results: dict) -> str:
         markdown_table(search_rows(results["search"])),
     ]
     return "\n".join(lines)
-
-
-def write_readme(results: dict) -> str:
-    """README.md with its experiments written anew."""
-    return with_section((ROOT / "README.md").read_text(encoding="utf-8"), "experiments", experiments_section(results))
 
 
 def draw(results: dict) -> None:

@@ -10,7 +10,6 @@ import pytest
 import bmwqa_utils as bq
 from benchmarks.bench import write_readme
 from qa_report import verdict
-from scripts.experiments import write_readme as write_experiments
 from scripts.notebooks import read_results, readme
 
 README = (bq.ROOT / "README.md").read_text(encoding="utf-8")
@@ -23,10 +22,6 @@ def test_the_results_table_is_the_one_of_results_json():
 
 def test_the_table_of_speed_is_the_one_of_the_benchmark():
     assert write_readme(json.loads((bq.ROOT / "benchmarks/results.json").read_text(encoding="utf-8"))) == README
-
-
-def test_the_tables_of_the_experiments_are_those_of_experiments_json():
-    assert write_experiments(bq.read_json(bq.ROOT / "results/experiments.json")) == README
 
 
 def test_the_verdict_is_the_one_of_the_figures():

@@ -125,29 +125,44 @@ def shared_prefix_attention(module, query, key, value, attention_mask, prefix_le
     return torch.cat([article, branches], 1), None
 
 
+@dataclass
+class Articles:
+    """What A articles keep for the B rows that ask about them, at most R about one; all articles padded to n tokens."""
+
+    keys: list[torch.Tensor]  # of each layer, [A, key heads, n, size]
+    values: list[torch.Tensor]
+    padding: torch.Tensor  # [A, 1, 1, n], True where an article has no token
+    row: torch.Tensor  # [A, R], which row stands at a place, 0 where none does
+    place: torch.Tensor  # [B], the place of a row among the A * R
+
+    def seat(self, owner: torch.Tensor) -> None:
+        """Set row and place, of rows about the articles `owner`: [B], ascending."""
+        seats = [(owner == number).nonzero()[:, 0] for number in range(len(self.padding))]
+        self.row = pad_sequence(seats, batch_first=True).to(self.padding.device)
+        inside = torch.arange(self.row.shape[1])[None] < torch.tensor([len(seat) for seat in seats])[:, None]
+        self.place = inside.flatten().nonzero()[:, 0].to(self.padding.device)
+
+
 def _answering_attention(module, query, key, value, sees, articles, scaling, **kwargs):
     """One new token in each of B rows: it sees its article, kept once for all rows about it, and its own row.
 
-    query: [B, heads, 1, size]; key, value: [B, key heads, own tokens, size]; sees: [B, 1, 1, own tokens];
-    articles: (cache, rows about it) in the order of the rows.
+    query: [B, heads, 1, size]; key, value: [B, key heads, own tokens, size]; sees: [B, 1, 1, own tokens].
     """
-    shared, size = key.shape[1], key.shape[3]
-    query = (
-        (query * scaling).view(len(query), shared, -1, size).transpose(0, 1)
-    )  # [key heads, B, heads a key head, size]
-    key, value = key.transpose(0, 1), value.transpose(0, 1)
-    own = (query @ key.transpose(2, 3)).masked_fill_(~sees[:, 0], -torch.inf)
-    seen, start = [], 0
-    for cache, rows in articles:  # one product an article for all rows about it, whose scores stay where they are
-        layer, some = cache.layers[module.layer_idx], slice(start, start + rows)
-        n = layer.keys.shape[2]
-        scores = query[:, some].reshape(shared, -1, size) @ layer.keys[0].transpose(1, 2)
-        weights = torch.cat([scores, own[:, some].flatten(1, 2)], -1).softmax(-1)
-        article = weights[..., :n] @ layer.values[0]
-        itself = weights[..., n:].view(shared, rows, -1, own.shape[-1]) @ value[:, some]
-        seen.append(article.view_as(itself) + itself)
-        start += rows
-    return torch.cat(seen, 1).transpose(0, 1).reshape(-1, 1, shared * query.shape[2], size), None
+
+    def by_article(rows):  # [B, key heads, heads of each, x] -> [A, key heads, R * heads of each, x]
+        return rows[articles.row].transpose(1, 2).flatten(2, 3)
+
+    def by_row(seats):  # and back
+        count = articles.row.shape[1]
+        return seats.unflatten(2, (count, -1)).transpose(1, 2).flatten(0, 1)[articles.place]
+
+    keys, values = articles.keys[module.layer_idx], articles.values[module.layer_idx]
+    query, n = (query * scaling).unflatten(1, (key.shape[1], -1)).squeeze(3), keys.shape[2]
+    own = (query @ key.transpose(2, 3)).masked_fill_(~sees, -torch.inf)
+    scores = (by_article(query) @ keys.transpose(2, 3)).masked_fill_(articles.padding, -torch.inf)
+    weights = torch.cat([scores, by_article(own)], -1).softmax(-1)
+    answer = by_row(weights[..., :n] @ values) + by_row(weights[..., n:]) @ value
+    return answer.flatten(1).unsqueeze(1), None
 
 
 AttentionInterface.register(ATTENTION, shared_prefix_attention)
@@ -212,15 +227,20 @@ def answer_questions(model, readings: list[Reading], end: int, limits: list[int]
     places, sees = pad_left([question for reading in readings for question in reading.questions])
     owner = torch.tensor([number for number, reading in enumerate(readings) for _ in reading.questions])
     starts = sees.sum(1) + torch.tensor([reading.prefix_length for reading in readings])[owner]
-    own = DynamicCache()  # a question sees its article and itself, but no reference
+    own, keys, values = DynamicCache(), [], []  # a question sees its article and itself, but no reference
     for layer in range(len(readings[0].cache.layers)):
-        parts = [[], []]
-        for number, reading in enumerate(readings):
-            kept = reading.cache.layers[layer]
-            for part, tensor in zip(parts, (kept.keys, kept.values), strict=True):
-                part.append(tensor[0][:, places[owner == number]].transpose(0, 1))
-            kept.keys, kept.values = (t[:, :, : reading.prefix_length].contiguous() for t in (kept.keys, kept.values))
-        own.update(*map(torch.cat, parts), layer)
+        asked = [[], []]
+        for name, told, part in zip(("keys", "values"), (keys, values), asked, strict=True):
+            read = [getattr(reading.cache.layers[layer], name)[0].transpose(0, 1) for reading in readings]
+            part += [tokens[places[owner == number]].transpose(1, 2) for number, tokens in enumerate(read)]
+            read = [tokens[: reading.prefix_length] for tokens, reading in zip(read, readings, strict=True)]
+            told.append(pad_sequence(read, batch_first=True).transpose(1, 2).contiguous())
+        own.update(*map(torch.cat, asked), layer)
+        for reading in readings:  # two copies of all layers would be a lot
+            reading.cache.layers[layer].keys = reading.cache.layers[layer].values = None
+    lengths = torch.tensor([reading.prefix_length for reading in readings])
+    padding = torch.arange(lengths.max())[None] >= lengths[:, None]
+    articles = Articles(keys, values, padding[:, None, None].to(model.device), owner, owner)
 
     answers = [[] for _ in starts]
     active, limits = torch.arange(len(starts)), torch.tensor(limits)
@@ -234,14 +254,14 @@ def answer_questions(model, readings: list[Reading], end: int, limits: list[int]
         if not goes_on.all():
             own.batch_select_indices(goes_on.nonzero()[:, 0].to(model.device))
             active, ids = active[goes_on], ids[goes_on]
-        rows = owner[active].bincount(minlength=len(readings)).tolist()
+        articles.seat(owner[active])
         logits = _logits(
             model,
             input_ids=ids[:, None],
             position_ids=(starts[active] + step - 1)[:, None],
             attention_mask=pad(sees[active], (0, step), value=1).bool()[:, None, None],
             past_key_values=own,
-            articles=[(reading.cache, n) for reading, n in zip(readings, rows, strict=True) if n],
+            articles=articles,
         )
         ids = logits[:, -1].argmax(-1).cpu()
     return answers

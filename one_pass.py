@@ -8,7 +8,7 @@ equal to separate rows, which tests/test_one_pass.py proves for losses, gradient
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch.nn.functional import cross_entropy, pad
@@ -132,8 +132,8 @@ class Articles:
     keys: list[torch.Tensor]  # of each layer, [A, key heads, n, size]
     values: list[torch.Tensor]
     padding: torch.Tensor  # [A, 1, 1, n], True where an article has no token
-    row: torch.Tensor  # [A, R], which row stands at a place, 0 where none does
-    place: torch.Tensor  # [B], the place of a row among the A * R
+    row: torch.Tensor = field(init=False)  # [A, R], which row stands at a place, 0 where none does
+    place: torch.Tensor = field(init=False)  # [B], the place of a row among the A * R
 
     def seat(self, owner: torch.Tensor) -> None:
         """Set row and place, of rows about the articles `owner`: [B], ascending."""
@@ -222,11 +222,12 @@ def answer_questions(model, readings: list[Reading], end: int, limits: list[int]
     """Greedy answers to all questions of some readings: the new token ids, with `end` if they ended.
 
     limits: at most so many tokens, for each question. All are answered at the same time, a token a step: a step costs
-    little more for fifty of them than for one.
+    little more for fifty of them than for one. The readings lose their caches: twice the memory would be a lot.
     """
     places, sees = pad_left([question for reading in readings for question in reading.questions])
     owner = torch.tensor([number for number, reading in enumerate(readings) for _ in reading.questions])
-    starts = sees.sum(1) + torch.tensor([reading.prefix_length for reading in readings])[owner]
+    lengths = torch.tensor([reading.prefix_length for reading in readings])
+    starts = sees.sum(1) + lengths[owner]
     own, keys, values = DynamicCache(), [], []  # a question sees its article and itself, but no reference
     for layer in range(len(readings[0].cache.layers)):
         asked = [[], []]
@@ -236,11 +237,11 @@ def answer_questions(model, readings: list[Reading], end: int, limits: list[int]
             read = [tokens[: reading.prefix_length] for tokens, reading in zip(read, readings, strict=True)]
             told.append(pad_sequence(read, batch_first=True).transpose(1, 2).contiguous())
         own.update(*map(torch.cat, asked), layer)
-        for reading in readings:  # two copies of all layers would be a lot
+        for reading in readings:
             reading.cache.layers[layer].keys = reading.cache.layers[layer].values = None
-    lengths = torch.tensor([reading.prefix_length for reading in readings])
     padding = torch.arange(lengths.max())[None] >= lengths[:, None]
-    articles = Articles(keys, values, padding[:, None, None].to(model.device), owner, owner)
+    articles = Articles(keys, values, padding[:, None, None].to(model.device))
+    articles.seat(owner)
 
     answers = [[] for _ in starts]
     active, limits = torch.arange(len(starts)), torch.tensor(limits)
@@ -254,7 +255,7 @@ def answer_questions(model, readings: list[Reading], end: int, limits: list[int]
         if not goes_on.all():
             own.batch_select_indices(goes_on.nonzero()[:, 0].to(model.device))
             active, ids = active[goes_on], ids[goes_on]
-        articles.seat(owner[active])
+            articles.seat(owner[active])
         logits = _logits(
             model,
             input_ids=ids[:, None],

@@ -108,26 +108,6 @@ def trade_off_rows(results: dict) -> list[dict[str, str]]:
     return rows
 
 
-def search_rows(search: list[dict]) -> list[dict[str, str]]:
-    """A row a run of the search for settings (scripts/experiments.py), on the held-out training articles."""
-    rows = []
-    for run in search:
-        scores = run["scores"]["rule_made"]
-        rows.append(
-            {
-                "run": run["run"],
-                "held-out loss": f"{run['held_out_loss']:.3f}",
-                "token F1": with_interval(scores["f1"]),
-                "declined, rightly": f"{scores['declined']['mean']:.2f}",
-                "declined, wrongly": f"{scores['declined_wrongly']['mean']:.2f}",
-                "trained parameters": f"{run['trainable_parameters']:,}",
-                "MB": f"{run['weights_mb']:.1f}",
-                "s a step": f"{run['seconds_a_step']:.1f}",
-            }
-        )
-    return rows
-
-
 def markdown_table(rows: list[dict[str, str]]) -> str:
     """Rows of strings as a table of README."""
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]

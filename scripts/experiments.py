@@ -10,6 +10,7 @@ again. It needs the pairs of notebook 2 and the last `make refresh`, whose answe
 Writes results/experiments.json (each run with its settings) and results/experiments.png, and prints the tables.
 """
 
+import ast
 import hashlib
 import re
 import shutil
@@ -25,10 +26,11 @@ sys.path.insert(0, str(ROOT))  # a script's own folder is there, the project's i
 
 import bmwqa_utils as bq  # noqa: E402
 import qa_scores  # noqa: E402
-from qa_report import markdown_table, search_rows, with_interval  # noqa: E402
+from qa_report import markdown_table, with_interval  # noqa: E402
+from qa_rules import ORIGINAL_KINDS  # noqa: E402
 from scripts.notebooks import RUNS, TRAINING, execute  # noqa: E402
 
-THREE = ["title", "date", "about"]
+THREE = list(ORIGINAL_KINDS)
 ORIGINAL = yaml.safe_load((ROOT / "scripts" / "original.yaml").read_text(encoding="utf-8"))
 ADAPTER = {key: ORIGINAL[key] for key in ("LORA_R", "LORA_ALPHA", "LORA_TARGETS")}
 LINEAR = {"LORA_R": 16, "LORA_ALPHA": 32, "LORA_TARGETS": "all-linear"}
@@ -54,15 +56,15 @@ HEADINGS = {"full_ft": "### Full fine-tuning", "lora": "### LoRA"}
 MODEL, RESULTS = "smollm2-135m", ROOT / "results" / "experiments.json"
 
 
-def defaults() -> dict:
-    """The parameters of training.ipynb."""
-    return {name: eval(found["default"], {}) for name, found in papermill.inspect_notebook(str(TRAINING)).items()}
+DEFAULTS = {  # the parameters of training.ipynb
+    name: ast.literal_eval(found["default"]) for name, found in papermill.inspect_notebook(str(TRAINING)).items()
+}
 
 
 def train(name: str, variant: str, parameters: dict):
     """(folder, model) of a run: runs/experiments/<name> with training.json; in it the model, if not yet answered."""
     folder = RUNS / "experiments" / name.replace(", ", "-").replace(" ", "_")
-    settings = {"variant": variant} | defaults() | parameters | {"MODEL": MODEL}
+    settings = {"variant": variant} | DEFAULTS | parameters | {"MODEL": MODEL}
     other = re.compile("PRUNE|SAVE|" + ("FULL" if variant == "lora" else "LORA"))
     settings = {name: value for name, value in settings.items() if not other.search(name)}
     settings["pairs"] = hashlib.sha256((ROOT / "data/processed/train.jsonl").read_bytes()).hexdigest()[:8]
@@ -85,18 +87,15 @@ def train(name: str, variant: str, parameters: dict):
     return folder, model
 
 
-def answers(name: str, variant: str, parameters: dict, questions: list[dict]) -> dict:
-    """{question_id: answer} of a run; its model is deleted when they are written."""
-    folder, model = train(name, variant, parameters)
+def answer(folder: Path, model: Path, questions: list[dict]) -> dict:
+    """{question_id: answer} of a run as `train` gives it; its model is deleted when they are written."""
     made = folder / "answers.jsonl"
     if not made.exists():
-        known, tokenizer = defaults(), bq.load_tokenizer(MODEL)
-        caps = [known["MAX_NEW_TOKENS_ABOUT" if q["kind"] == "about" else "MAX_NEW_TOKENS"] for q in questions]
-        found = bq.answer_rows(
-            bq.load_model(model, dtype=bq.choose_precision()[0], merge=True), tokenizer, questions, caps
-        )
+        caps = [DEFAULTS["MAX_NEW_TOKENS_ABOUT" if q["kind"] == "about" else "MAX_NEW_TOKENS"] for q in questions]
+        loaded = bq.load_model(model, dtype=bq.choose_precision()[0], merge=True)
+        found = bq.answer_rows(loaded, bq.load_tokenizer(MODEL), questions, caps)
         ids = [{"question_id": question["question_id"]} for question in questions]
-        bq.write_jsonl(made, [key | answer for key, answer in zip(ids, found, strict=True)])
+        bq.write_jsonl(made, [key | row for key, row in zip(ids, found, strict=True)])
         shutil.rmtree(model)
     return {row["question_id"]: row for row in bq.read_jsonl(made)}
 
@@ -113,9 +112,8 @@ def describe(name: str, found: dict, scores) -> dict:
         for key, chosen in (("declined", unanswerable), ("declined_wrongly", ~unanswerable)):
             rows = some[chosen.loc[some.index]]
             if len(rows):
-                figures[part][key] = qa_scores.interval(rows["declined"], rows["article_id"], share=True)
+                figures[part][key] = qa_scores.interval(rows["declined"], rows["article_id"])
         figures[part]["exact_match_by_kind"] = some.groupby("kind", sort=False)["exact_match"].mean().to_dict()
-        figures[part]["f1_by_kind"] = some.groupby("kind", sort=False)["f1"].mean().to_dict()
     return {"run": name} | found | {"scores": figures}
 
 
@@ -123,10 +121,10 @@ def experiments(runs: dict, extra: dict, choose_questions, published: dict | Non
     """The figures of some runs on the same questions, and their scores; published: {name: {question_id: answer}}."""
     made, about = dict(published or {}), {}
     for name, (variant, parameters) in runs.items():
-        folder, _ = train(name, variant, extra | parameters)
+        folder, model = train(name, variant, extra | parameters)
         training = bq.read_json(folder / "training.json")
         questions = choose_questions(training)
-        made[name] = answers(name, variant, extra | parameters, questions)
+        made[name] = answer(folder, model, questions)
         keep = ("learning_rate", "trainable_parameters", "seconds_a_step", "peak_memory_gb", "weights_mb")
         about[name] = {"variant": variant, "parameters": parameters, "steps": len(training["losses"])}
         about[name] |= {key: training[key] for key in keep}
@@ -140,15 +138,15 @@ def main() -> None:
     train_rows = bq.load_rows(ROOT / "data/processed/train.jsonl")
     eval_rows = bq.load_rows(ROOT / "data/processed/eval.jsonl")
     contexts = {row["article_id"]: row["context"] for row in eval_rows}
-    tokenizer, known = bq.load_tokenizer(MODEL), defaults()
+    tokenizer = bq.load_tokenizer(MODEL)
 
     def held_out(training):
         some = bq.rule_made_questions([row for row in train_rows if row["article_id"] in training["held_out"]])
-        return bq.drop_long(some, tokenizer, known["MAX_TOKENS"])[0]
+        return bq.drop_long(some, tokenizer, DEFAULTS["MAX_TOKENS"])[0]
 
     def evaluation(training):
-        asked = bq.rule_made_questions(eval_rows) + bq.load_benchmark(ROOT / known["BENCHMARK"], contexts)
-        return bq.drop_long(asked, tokenizer, known["MAX_TOKENS"])[0]
+        asked = bq.rule_made_questions(eval_rows) + bq.load_benchmark(ROOT / DEFAULTS["BENCHMARK"], contexts)
+        return bq.drop_long(asked, tokenizer, DEFAULTS["MAX_TOKENS"])[0]
 
     results = (bq.read_json(RESULTS) if RESULTS.exists() else {}) | {"model": MODEL}
     results["search"], _ = experiments(SEARCH, SEARCH_ALL, held_out)
@@ -167,6 +165,26 @@ def main() -> None:
 def save(results: dict) -> None:
     bq.write_json(RESULTS, results)
     print(experiments_section(results))
+
+
+def search_rows(search: list[dict]) -> list[dict[str, str]]:
+    """The table of the search: a row a run, on the held-out training articles."""
+    rows = []
+    for run in search:
+        scores = run["scores"]["rule_made"]
+        rows.append(
+            {
+                "run": run["run"],
+                "held-out loss": f"{run['held_out_loss']:.3f}",
+                "token F1": with_interval(scores["f1"]),
+                "declined, rightly": f"{scores['declined']['mean']:.2f}",
+                "declined, wrongly": f"{scores['declined_wrongly']['mean']:.2f}",
+                "trained parameters": f"{run['trainable_parameters']:,}",
+                "MB": f"{run['weights_mb']:.1f}",
+                "s a step": f"{run['seconds_a_step']:.1f}",
+            }
+        )
+    return rows
 
 
 def kinds_rows(results: dict) -> list[dict[str, str]]:

@@ -49,7 +49,7 @@ class Stamps(BaseStreamer):
 
 
 def answer_speed(
-    model, tokenizer, context: str, question: str, new_tokens: int = 16, runs: int = 2
+    model, tokenizer, context: str, question: str, new_tokens: int = 8, runs: int = 2
 ) -> dict[str, float]:
     """{"first_token_seconds", "tokens_per_second"} of an answer of `new_tokens`, each the median of `runs`.
 

@@ -112,7 +112,7 @@ DATE = rf"(?:{DAY}|{MONTH}\s{YEAR}|{YEAR}|(?:spring|summer|autumn|winter)\s(?:of
 CLOCK = r"(?:\sat\s\d\d?(?:[:.]\d\d(?:\s[ap]\.?m\.?)?|\s[ap]\.?m\.?))?"
 CAPITAL = r"[A-ZÀ-ÖØ-ÞŠŽŁ][\w’'-]*"
 TITLE = r"(?:(?:Prof|Dr|Mr|Ms|Mrs)\.?\s)+"
-NAME = rf"{TITLE[:-1]}*{CAPITAL}(?:\s(?:[A-Z]\.|{CAPITAL}|de|da|di|del|van|von|der|den|la|le|zu)){{1,3}}"
+NAME = rf"{TITLE[:-1]}*{CAPITAL}(?:\s(?:(?:de|da|di|del|van|von|der|den|la|le|zu)\s)*(?:[A-Z]\.|{CAPITAL})){{1,3}}"
 NO_NAME = re.compile(
     r"\b(?:BMW|MINI|Group|AG|GmbH|The|In|On|At|For|Team|Racing|Motorsport|Plant|Board|Head|M|Series|Photo|Phone|Motorrad"
     r"|Riders?|Drivers?|Pilots?|Statement|World|Director|Manager|Project|Product|Now|But|When|While|As|After|Even|Today|Also|Then|With|From|By|Both)\b"
@@ -333,7 +333,8 @@ def find_people(plain: str) -> frozenset[str]:
     found = re.findall(rf"({NAME})(?=,? \((?:[A-Z]{{3}}|\d\d)\)|, {ROLE}| (?:{SAYS})\b)", plain)
     found += re.findall(rf"\b(?:{SAYS}) ({NAME})", plain) + re.findall(rf"(?:Dr|Ms|Mr|Prof)\.? {NAME}", plain)
     names = {re.sub(f"^{TITLE}", "", name) for name in found}
-    return frozenset(name for name in names if " " in name and not NO_NAME.search(name))
+    names = {name for name in names if " " in name and not NO_NAME.search(name)}
+    return frozenset(name for name in names if f"({''.join(re.findall('[A-Z]', name))})" not in plain)  # abbreviated
 
 
 def is_clear(flat: str, title: str, clause: Clause) -> bool:
@@ -468,10 +469,11 @@ def subject_of(page: Page, clause: Clause) -> str:
     inside = re.search(rf"(?:[a-zà-ÿ,]|\b[A-Z]\.) {first}\b", page.flat)  # it has a capital inside of sentences too
     if phrase and (more or not inside) and re.search(rf"\b{first.lower()}\b", page.flat):
         return lower
+    if more.startswith(tuple(page.people)):  # "Driver Anna Berg"
+        return lower
     if not more or inside:
         return text
-    role = more.startswith(tuple(page.people))  # "Driver Anna Berg"
-    return text if not role and re.match(r"[A-Z\d]|(?:(?:of|for|at|in|de) |d['’])[A-Z]", more) else lower
+    return text if re.match(r"[A-Z\d]|(?:(?:of|for|at|in|de) |d['’])[A-Z]", more) else lower
 
 
 def told(page: Page, clause: Clause, start: int) -> str:

@@ -7,7 +7,7 @@ again. It needs the pairs of notebook 2 and the last `make refresh`, whose answe
     kinds   three kinds against all, on the evaluation articles; base and the defaults are those of results/
 
 `search` alone as an argument does the first part, which needs no refresh.
-Writes results/experiments.json (each run with its settings) and results/experiments.png, and prints the tables.
+Writes results/experiments.json (each run with its settings), results/experiments.png and README's section on them.
 """
 
 import ast
@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))  # a script's own folder is there, the project's i
 
 import bmwqa_utils as bq  # noqa: E402
 import qa_scores  # noqa: E402
-from qa_report import markdown_table, with_interval  # noqa: E402
+from qa_report import markdown_table, with_interval, with_section  # noqa: E402
 from qa_rules import ORIGINAL_KINDS  # noqa: E402
 from scripts.notebooks import RUNS, TRAINING, execute  # noqa: E402
 
@@ -34,7 +34,7 @@ THREE = list(ORIGINAL_KINDS)
 ORIGINAL = yaml.safe_load((ROOT / "scripts" / "original.yaml").read_text(encoding="utf-8"))
 ADAPTER = {key: ORIGINAL[key] for key in ("LORA_R", "LORA_ALPHA", "LORA_TARGETS")}
 LINEAR = {"LORA_R": 16, "LORA_ALPHA": 32, "LORA_TARGETS": "all-linear"}
-SEARCH_ALL = {"MAX_STEPS": 24, "EVAL_STEPS": 6, "HELD_OUT": 6}
+SEARCH_ALL = {"MAX_STEPS": 24, "EVAL_STEPS": 24, "HELD_OUT": 6}
 SEARCH = {  # name: (variant, parameters)
     "full, 2e-4": ("full_ft", {"LEARNING_RATE_FULL": 2e-4}),
     "LoRA, r 8, q and v, 1e-4": ("lora", ADAPTER | {"LEARNING_RATE_LORA": 1e-4}),
@@ -164,7 +164,13 @@ def main() -> None:
 
 def save(results: dict) -> None:
     bq.write_json(RESULTS, results)
+    bq.write_text(ROOT / "README.md", readme(results))
     print(experiments_section(results))
+
+
+def readme(results: dict) -> str:
+    """README.md with its section of experiments written anew."""
+    return with_section((ROOT / "README.md").read_text(encoding="utf-8"), "experiments", experiments_section(results))
 
 
 def search_rows(search: list[dict]) -> list[dict[str, str]]:

@@ -10,6 +10,7 @@ import pytest
 import bmwqa_utils as bq
 from benchmarks.bench import write_readme
 from qa_report import verdict
+from scripts import experiments
 from scripts.notebooks import read_results, readme
 
 README = (bq.ROOT / "README.md").read_text(encoding="utf-8")
@@ -22,6 +23,15 @@ def test_the_results_table_is_the_one_of_results_json():
 
 def test_the_table_of_speed_is_the_one_of_the_benchmark():
     assert write_readme(json.loads((bq.ROOT / "benchmarks/results.json").read_text(encoding="utf-8"))) == README
+
+
+def test_the_tables_of_the_experiments_are_those_of_their_file_and_their_published_rows_those_of_results_json():
+    made = bq.read_json(experiments.RESULTS)
+    assert experiments.readme(made) == README
+    for run in made["kinds"]:
+        if variant := experiments.PUBLISHED.get(run["run"]):
+            f1 = run["scores"]["benchmark"]["f1"]["mean"]
+            assert f1 == pytest.approx(RESULTS["variants"][variant]["benchmark"]["f1"]["mean"])
 
 
 def test_the_verdict_is_the_one_of_the_figures():

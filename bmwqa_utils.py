@@ -20,6 +20,10 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
+# torch's switch for large pages: a step frees gigabytes and is given them anew, zeroed, page by page. It is read at the
+# first tensor, and peft makes one when it is imported: a notebook that trains imports this file before peft.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
 import psutil
 import requests
 import torch

@@ -6,7 +6,6 @@ Every question sees the article and itself, and its positions go on where the ar
 equal to separate rows, which tests/test_one_pass.py proves for losses, gradients and answers.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -16,10 +15,6 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
-
-# torch's switch for large pages, read at the first tensor: a step frees gigabytes and is given them anew, zeroed, page
-# by page
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 IGNORE = -100  # the label of a token that is not trained, as torch's cross entropy has it
 

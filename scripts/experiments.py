@@ -34,9 +34,9 @@ THREE = list(ORIGINAL_KINDS)
 ORIGINAL = yaml.safe_load((ROOT / "scripts" / "original.yaml").read_text(encoding="utf-8"))
 ADAPTER = {key: ORIGINAL[key] for key in ("LORA_R", "LORA_ALPHA", "LORA_TARGETS")}
 LINEAR = {"LORA_R": 16, "LORA_ALPHA": 32, "LORA_TARGETS": "all-linear"}
-SEARCH_ALL = {"MAX_STEPS": 24, "EVAL_STEPS": 24, "HELD_OUT": 6}
+SEARCH_ALL = {"MAX_STEPS": 21, "EVAL_STEPS": 21, "HELD_OUT": 6}
 SEARCH = {  # name: (variant, parameters)
-    "full, 2e-4": ("full_ft", {"LEARNING_RATE_FULL": 2e-4}),
+    "full, 1.5e-4": ("full_ft", {"LEARNING_RATE_FULL": 1.5e-4}),
     "LoRA, r 8, q and v, 1e-4": ("lora", ADAPTER | {"LEARNING_RATE_LORA": 1e-4}),
     "LoRA, r 16, all linear, 3e-3": ("lora", LINEAR | {"LEARNING_RATE_LORA": 3e-3}),
     "LoRA, r 8, q and v, 3e-3": ("lora", ADAPTER | {"LEARNING_RATE_LORA": 3e-3}),

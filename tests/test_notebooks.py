@@ -55,6 +55,23 @@ def test_valid_python_and_no_magic(notebook):
         assert not re.search(r"^\s*[!%]", cell.source, re.M)
 
 
+LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(
+    not LARGE_PAGES.exists() or "[madvise]" not in LARGE_PAGES.read_text(), reason="the kernel gives none on request"
+)
+@pytest.mark.parametrize("part", [0, 1], ids=["training", "evaluation"])
+def test_the_imports_of_a_fresh_kernel_turn_on_large_pages(part):
+    """peft and the Trainer make a tensor when they are imported, and torch reads its switch only once."""
+    cell = [cell for cell in code(NOTEBOOKS[2]) if "import bmwqa_utils" in cell.source][part]
+    imports = [node for node in ast.parse(cell.source).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    probe = "import torch; kept = torch.ones(30_000_000); print(open('/proc/self/smaps_rollup').read())"
+    source = "\n".join([*map(ast.unparse, imports), probe])
+    ran = subprocess.run([sys.executable, "-c", source], cwd=bq.ROOT, capture_output=True, text=True, check=True)
+    assert int(re.search(r"AnonHugePages: +(\d+) kB", ran.stdout)[1]) > 100_000
+
+
 @each
 def test_opens_with_what_a_reader_needs(notebook):
     first = notebook.cells[0]

@@ -233,6 +233,21 @@ def test_a_paragraph_that_is_no_simple_sentence_gives_nothing(sentence):
     assert find_pairs(make_article(sentence), kinds)[0] == []
 
 
+@pytest.mark.parametrize(
+    "sentence, missing",
+    [
+        ("While others waited, the race in Ulm was cancelled because of fog.", {"Ulm", "because of fog"}),
+        ("The body is finished in Fathom Blue and the roof in Chalk White, as ever.", set()),
+        ("The agreement, which is due to run until 2029, was signed by all of them.", set()),
+        ("The lap of the #17 took 1:58.418 minutes on a track that was drying slowly.", set()),
+        ("Dynamic Brake Control (DBC) helps, as it always has, on every wet road.", set()),
+        ("Between the two, a BMW M4 GT3 Evo lost 14.2 seconds, or so it seemed.", {"BMW M4 GT3 Evo", "14.2 seconds"}),
+    ],
+)
+def test_a_gap_takes_out_what_its_question_asks_for(sentence, missing):
+    assert {pair["answer"] for pair in find_pairs(make_article(sentence), ["gap"])[0]} == missing
+
+
 def test_no_wording_tells_that_there_is_no_answer(corpus):
     """Most questions without an answer begin as others that have one do, names and figures aside."""
     articles, splitter = corpus

@@ -51,4 +51,4 @@ experiments: setup  ## which questions and which settings: the runs that chose t
 	$(BIN)/python scripts/experiments.py
 
 clean:  ## delete what runs made; keeps .venv, models/ and data/raw
-	rm -rf runs data/processed *_full_ft *_lora *_pruned_ft .*_ft.* .*_lora.* .merged.* eval_generations.jsonl results.json
+	rm -rf runs data/processed *_full_ft *_lora *_pruned_ft .*_ft.* .*_lora.* eval_generations.jsonl results.json

@@ -1,9 +1,9 @@
-"""The runs that chose the defaults of training.ipynb, questions and settings. Run them by `make experiments`.
+"""The defaults of training.ipynb against other questions and settings. Run it by `make experiments`.
 
 Each trains in the notebook's own cells, with other parameters, in a kernel of its own; what is finished is not run
 again. It needs the pairs of notebook 2 and the last `make refresh`, whose answers the second part compares with.
 
-    search  on all kinds of questions, compared on training articles that are held out: the evaluation stays unseen
+    search  settings, above all LoRA's, on all kinds of questions about training articles that are held out
     kinds   three kinds against all, on the evaluation articles; base and the defaults are those of results/
 
 `search` alone as an argument does the first part, which needs no refresh.

@@ -126,13 +126,15 @@ def results_section(results: dict) -> str:
     lines = [
         f"{results['model']['name']} ({results['model']['revision']}), {results['settings']['max_steps']} steps of one "
         f"article each, {data['corpus']} corpus, on {machine['threads']} threads of {machine['processor']}.",
-        "Rule-made: questions that the rules made, as in training; benchmark: questions not made by rule.",
+        "Rule-made: questions after title, date and first paragraph; benchmark: questions not made by rule. "
+        "Holm corrects p for three comparisons.",
         "",
         *(f"- {sentence}" for sentence in verdict(results)),
         "",
         markdown_table(score_rows(results)),
         "",
-        "What it costs; the speeds are those of one question, and *lora* is the adapter without its base:",
+        "What it costs. The speeds are those of one short answer: base, full and *lora, merged* have the same "
+        "shape and differ by noise. *lora* is the adapter without its base, *lora, merged* with it.",
         "",
         markdown_table(trade_off_rows(results)),
     ]

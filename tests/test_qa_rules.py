@@ -241,11 +241,20 @@ def test_a_paragraph_that_is_no_simple_sentence_gives_nothing(sentence):
         ("The agreement, which is due to run until 2029, was signed by all of them.", set()),
         ("The lap of the #17 took 1:58.418 minutes on a track that was drying slowly.", set()),
         ("Dynamic Brake Control (DBC) helps, as it always has, on every wet road.", set()),
+        ("I do not tell you this in order to threaten anyone, nor because of my age.", set()),
+        ("Her jersey with the number 10,000 hangs, as it always has, above her bed.", set()),
+        ("He drove the BMW M2 CS Racing, which was new, to the end of the long race.", set()),
+        ("Visitors are led through the work in Portuguese and English, as ever, for free.", set()),
         ("Between the two, a BMW M4 GT3 Evo lost 14.2 seconds, or so it seemed.", {"BMW M4 GT3 Evo", "14.2 seconds"}),
     ],
 )
 def test_a_gap_takes_out_what_its_question_asks_for(sentence, missing):
     assert {pair["answer"] for pair in find_pairs(make_article(sentence), ["gap"])[0]} == missing
+
+
+def test_a_false_month_leaves_names_alone():
+    asked = qa_rules.falsify("Did Max Mayer win the Hill Race in Ulm in May?", random.Random(1))
+    assert "Max Mayer" in asked and not asked.endswith("in May?")
 
 
 def test_no_wording_tells_that_there_is_no_answer(corpus):

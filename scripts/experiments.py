@@ -67,7 +67,8 @@ def train(name: str, variant: str, parameters: dict):
     settings = {"variant": variant} | DEFAULTS | parameters | {"MODEL": MODEL}
     other = re.compile("PRUNE|SAVE|" + ("FULL" if variant == "lora" else "LORA"))
     settings = {name: value for name, value in settings.items() if not other.search(name)}
-    settings["pairs"] = hashlib.sha256((ROOT / "data/processed/train.jsonl").read_bytes()).hexdigest()[:8]
+    asked = [ROOT / "data/processed/train.jsonl", ROOT / "data/processed/eval.jsonl", ROOT / DEFAULTS["BENCHMARK"]]
+    settings["questions"] = hashlib.sha256(b"".join(path.read_bytes() for path in asked)).hexdigest()[:8]
     if (folder / "settings.json").exists() and bq.read_json(folder / "settings.json") != settings:
         shutil.rmtree(folder)
     model = folder / f"{bq.short_name(MODEL)}_{variant}"
@@ -153,11 +154,15 @@ def main() -> None:
     save(results)
     if sys.argv[1:] == ["search"]:
         return
+    done = bq.read_json(ROOT / "results" / "results.json")
+    wanted = {name.lower(): DEFAULTS[name] for name in ("MAX_STEPS", "LEARNING_RATE_FULL", "LEARNING_RATE_LORA")}
+    if done["model"]["name"] != MODEL or not wanted.items() <= done["settings"].items():
+        sys.exit(f"results/results.json is no run of {MODEL} with the defaults of training.ipynb. Run `make refresh`.")
     lines = bq.read_jsonl(ROOT / "results" / "eval_generations.jsonl")
     published = {name: {line["question_id"]: line[key] for line in lines} for name, key in PUBLISHED.items()}
     results["kinds"], scores = experiments(KINDS, {}, evaluation, published)
     results["differences"] = qa_scores.plain_rows(qa_scores.paired_table(scores, planned=PAIRS, others=()))
-    results["defaults"] = bq.read_json(ROOT / "results" / "results.json")["settings"]
+    results["defaults"] = done["settings"]
     draw(results)
     save(results)
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
-SCHEMA = Path(__file__).resolve().parent / "results" / "results.schema.json"
+ROOT = Path(__file__).resolve().parent
+SCHEMA = ROOT / "results" / "results.schema.json"
 
 
 def check_results(results: dict) -> dict:
@@ -114,8 +115,9 @@ def markdown_table(rows: list[dict[str, str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def with_section(text: str, name: str, section: str) -> str:
-    """A markdown text with what stands between its comments `<!-- name: … -->` and `<!-- /name -->` replaced."""
+def readme_with(name: str, section: str) -> str:
+    """README.md with `section` in place of what stands between its comments `<!-- name: … -->` and `<!-- /name -->`."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
     pattern = re.compile(rf"(<!-- {name}: .*? -->\n).*?(<!-- /{name} -->)", re.DOTALL)
     text, count = pattern.subn(lambda match: f"{match[1]}{section}\n{match[2]}", text)
     if count != 1:

@@ -130,17 +130,15 @@ def who(page: Page) -> Found:
     for clause in page.clauses:
         start, end = clause.subject
         names = re.sub(r"^(?:[A-Z]?[a-z-]+ )+(?=[A-Z])", "", page.flat[start:end])  # "private driver Anna Berg"
-        if TEAM.fullmatch(page.flat[start:end]) or all(is_person(name, page.people) for name in split_names(names)):
+        team = TEAM.fullmatch(page.flat[start:end])
+        if team or all(is_person(name, page.people) for name in split_names(names)):
             one = {"are": "is", "were": "was", "have": "has"}.get(clause.aux, "")
             rest = told(page, clause, clause.verb[0] + (len(clause.aux) if one else 0))
-            asked = ("Who", "Which team") if TEAM.fullmatch(page.flat[start:end]) else ("Who",)
+            does = f"{one} {rest}" if one else rest
+            asked = (f"Who {does}", f"Which team {does}") if team else f"Who {does}"
             nation = re.match(r"\s\([A-Z]{3}\)", page.plain[end:])
             if re.search(r"\s[A-Z]|\b\d{4}\b", rest) and clause.aux not in ("do", "had") and not PRONOUN.search(rest):
-                yield (
-                    tuple(f"{wh} {one + ' ' if one else ''}{rest}" for wh in asked),
-                    start,
-                    end + (nation.end() if nation else 0),
-                )
+                yield asked, start, end + (nation.end() if nation else 0)
 
 
 NAMED = {  # what an article may name
@@ -161,14 +159,12 @@ def which(page: Page) -> Found:
     >>> show("which", "Munich. The BMW iX3 has a range of 800 kilometres in summer.")
     Which model has a range of 800 kilometres in summer? -> BMW iX3
     """
+    subject = re.compile(rf"(?:[Tt]he )?(?:(?:new|first|all-new) )?({MODEL.pattern})")
     for clause in page.clauses:
-        match = re.fullmatch(
-            rf"(?:[Tt]he )?(?:(?:new|first|all-new) )?({MODEL.pattern})", page.flat[slice(*clause.subject)]
-        )
-        rest = told(page, clause, clause.verb[0])
-        if match and len(rest.split()) > 3 and not PRONOUN.search(rest):
-            start = clause.subject[0]
-            yield f"Which model {rest}", start + match.start(1), start + match.end(1)
+        if match := subject.fullmatch(page.flat, *clause.subject):
+            rest = told(page, clause, clause.verb[0])
+            if len(rest.split()) > 3 and not PRONOUN.search(rest):
+                yield f"Which model {rest}", *match.span(1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -462,12 +458,13 @@ FIGURE = re.compile(
 )
 TOWN = re.compile(
     rf"(?<= in )(?!{MONTH}|{WEEKDAY}|BMW|MINI|[A-Z]{{2}}){CAPITAL}(?: {CAPITAL})*"
-    rf"(?=,|\.$| (?:{TIME}|and [a-z]|[a-z]))(?! metallic)"
+    r"(?=,|\.$| [a-z])(?! metallic)"
 )
 NO_TOWN = re.compile(
     r"(?:finish|paint|coat|colou?r|trim|upholst|leather|livery|lacquer|band|caps|roof|look)\w*\b[^.]*$"  # a colour
     r"|(?:ish|ian|ese|German|French|Dutch|Czech)$|(?:White|Red|Blue|Green|Black|Gr[ae]y|Silver|Orange|Yellow)\b[^.]*$"
 )
+NEGATED = re.compile(r"\b(?:not|never|nor)\b|n’t\b")  # "not because of their age"
 LASTS = re.compile(r" (?:seconds|minutes|hours|days|weeks|months|years)$")
 NO_PERSON = re.compile(r"Speedway|Circuit|International|Klub|Squad|Moto|Sports|Esports|Ring\b|Racing|Team")
 GAPS = (  # how it is asked for, what is missing, what it looks like
@@ -489,18 +486,21 @@ def gap(page: Page) -> Found:
     """
     people = [re.escape(name) for name in sorted(page.people) if not NO_PERSON.search(name)] or ["(?!)"]
     people = re.compile(rf"(?<! at )(?<! in )(?<! of )(?<! from )\b(?:{'|'.join(people)})(?!\w)")
-    whole = [span for span in page.sentences if 6 <= len(page.plain[slice(*span)].split()) <= 30]
-    for start, end in [span for span in whole if not re.search('[“”"…•]|/100 ?km', page.plain[slice(*span)])]:
+    for start, end in page.sentences:
+        text = page.plain[start:end]
+        if not 6 <= len(text.split()) <= 30 or re.search('[“”"…•]|/100 ?km', text):
+            continue
         for wh, thing, pattern in GAPS:
             found = list((pattern or people).finditer(page.plain, start, end))
-            if len(found) == 1 and not (thing == "place" and NO_TOWN.search(page.plain[start : found[0].end()])):
-                part = "day" if thing == "date" and found[0]["day"] else 1 if thing == "reason" else 0
-                left, right = found[0].span(part)
-                right -= right == end and page.plain[left:right].endswith(".")
-                if thing == "reason" and re.search(r"\b(?:not|never|nor)\b|n’t\b", page.plain[start:left]):
-                    continue  # "not because of their age"
-                how = "How long" if thing == "figure" and LASTS.search(page.plain, left, right) else wh
-                rest = f"“{page.plain[start:left]}…{page.plain[right:end].rstrip('.')}”?"
+            if len(found) != 1:
+                continue
+            left, right = found[0].span(found[0].lastindex or 0)  # the group of a pattern that has one
+            right -= right == end and page.plain[left:right].endswith(".")
+            before, missing, after = (page.plain[slice(*span)] for span in ((start, left), (left, right), (right, end)))
+            colour = thing == "place" and NO_TOWN.search(before + missing)
+            if not colour and not (thing == "reason" and NEGATED.search(before)):
+                how = "How long" if thing == "figure" and LASTS.search(missing) else wh
+                rest = f"“{before}…{after.rstrip('.')}”?"
                 asked = f"{how}: {rest}", f"Which {thing} is missing from {rest}", f"Which {thing} completes {rest}"
                 yield asked, left, right
 
@@ -579,11 +579,8 @@ def falsify(question: str, rng: random.Random) -> str:
         return question
     old = found[0][1]
     place = WORDS.index(old) if old in WORDS else 0
-    others = (
-        WORDS[max(0, place - 3) : place + 4]
-        if old in WORDS
-        else [digit + old[1:] for digit in "123456789"[len(old) == 1 :]]
-    )
+    digits = "123456789" if len(old) > 1 else "23456789"  # "1 days" would tell
+    others = WORDS[max(0, place - 3) : place + 4] if old in WORDS else [digit + old[1:] for digit in digits]
     new = rng.choice([other for other in others if other != old])
     return question[: found[0].start()] + new + question[found[0].end() :]
 
@@ -629,9 +626,8 @@ def unanswerable(page: Page, others: Sequence[Page], rng: random.Random) -> list
 def foreign_questions(other: Page, words: str, rng: random.Random) -> list[str]:
     """Of each kind one question that another article answers, about what an article with these `words` lacks."""
     questions = []
-    for rule in (
-        rule for rule in RULES.values() if rule not in (mentioned, gap)
-    ):  # "none" is as right, or no such sentence
+    asking = [rule for rule in RULES.values() if rule not in (mentioned, gap)]  # "none", no such sentence: right, too
+    for rule in asking:
         found = []
         for phrasings, start, end in rule(other):
             question = phrase(phrasings, rng)

@@ -40,7 +40,7 @@ from statistics import median
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from qa_report import markdown_table, with_section  # noqa: E402  the project's root must be on the path first
+from qa_report import markdown_table, readme_with  # noqa: E402  the project's root must be on the path first
 
 QWEN, SMOL = "Qwen2.5-0.5B's shape", "smollm2-135m"
 MODELS = {QWEN: 2, SMOL: 3}  # rounds
@@ -428,8 +428,7 @@ def speed_section(results: dict) -> str:
 
 def write_readme(results: dict) -> str:
     """README.md with its table of speed written anew."""
-    text = (HERE.parent / "README.md").read_text(encoding="utf-8")
-    return with_section(text, "speed", speed_section(results))
+    return readme_with("speed", speed_section(results))
 
 
 def draw(results: dict) -> None:

@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))  # a script's own folder is there, the project's i
 
 import bmwqa_utils as bq  # noqa: E402
 import qa_scores  # noqa: E402
-from qa_report import markdown_table, with_interval, with_section  # noqa: E402
+from qa_report import markdown_table, readme_with, with_interval  # noqa: E402
 from qa_rules import ORIGINAL_KINDS  # noqa: E402
 from scripts.notebooks import RUNS, TRAINING, execute  # noqa: E402
 
@@ -175,7 +175,7 @@ def save(results: dict) -> None:
 
 def readme(results: dict) -> str:
     """README.md with its section of experiments written anew."""
-    return with_section((ROOT / "README.md").read_text(encoding="utf-8"), "experiments", experiments_section(results))
+    return readme_with("experiments", experiments_section(results))
 
 
 def search_rows(search: list[dict]) -> list[dict[str, str]]:

@@ -25,7 +25,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # a script's own folder is there, the project's is not
 
-from qa_report import markdown_table, score_rows, trade_off_rows, verdict, with_section  # noqa: E402
+from qa_report import markdown_table, readme_with, score_rows, trade_off_rows, verdict  # noqa: E402
 
 RUNS = ROOT / "runs"
 PAIRS, TRAINING = ROOT / "data_processing_prompt.ipynb", ROOT / "training.ipynb"
@@ -143,8 +143,7 @@ def results_section(results: dict) -> str:
 
 def readme(results: dict) -> str:
     """README.md with its results written anew."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    return with_section(text, "results", results_section(results))
+    return readme_with("results", results_section(results))
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from pathlib import Path
 
 from nltk.tokenize.punkt import PunktSentenceTokenizer
@@ -29,7 +29,7 @@ ORIGINAL_KINDS = ("title", "date", "about")
 UNANSWERABLE = "The press release does not say."
 PER_SENTENCE = 2  # pairs that one sentence may give
 UNANSWERABLE_PAIRS = 1  # questions without an answer that an article may have
-OTHERS_READ = 2  # other articles that are asked for such questions
+OTHERS_READ = 6  # other articles that are asked for such questions
 
 Found = Iterator[tuple[str | tuple[str, ...], int, int]]  # a question or its phrasings, start and end of the answer
 
@@ -193,7 +193,7 @@ WHEN = re.compile(
 )
 REASON = re.compile(
     r",? ((?:because|in order to|due to(?! \w+ (?:until|on|at|by)\b)|thanks to|owing to) "
-    rf"(?:(?!, (?:and|but|which|who|while)| and (?:{ANY_FINITE})\b)[^;:–])+)"
+    rf"(?:(?!, (?:and|but|which|who|while|only|{ANY_FINITE})\b| and (?:{ANY_FINITE})\b)[^;:–])+)"
 )
 
 
@@ -220,7 +220,8 @@ def where(page: Page) -> Found:
             NO_PLACE.search(match[1].lower())
         ):
             start = page.flat.index(clause.lead, clause.sentence[0])
-            yield ask(page, replace(clause, lead=""), "Where"), start + match.start(1), start + match.end(1)
+            asked = tuple(ask(page, replace(clause, lead=""), wh) for wh in ("Where", "In which place"))
+            yield asked, start + match.start(1), start + match.end(1)
 
 
 def when(page: Page) -> Found:
@@ -466,7 +467,6 @@ NO_TOWN = re.compile(
 )
 NEGATED = re.compile(r"\b(?:not|never|nor)\b|n’t\b")  # "not because of their age"
 LASTS = re.compile(r" (?:seconds|minutes|hours|days|weeks|months|years)$")
-NO_PERSON = re.compile(r"Speedway|Circuit|International|Klub|Squad|Moto|Sports|Esports|Ring\b|Racing|Team")
 GAPS = (  # how it is asked for, what is missing, what it looks like
     ("Why", "reason", REASON),
     ("Where", "place", TOWN),
@@ -477,20 +477,20 @@ GAPS = (  # how it is asked for, what is missing, what it looks like
 )
 
 
-def gap(page: Page) -> Found:
-    """What is missing in a sentence: a reason, a place, a date, a name, a model or a figure.
+def gap(page: Page, gaps: Sequence[tuple] = GAPS) -> Found:
+    """What is missing in a sentence: of `gaps`, by default a reason, a place, a date, a name, a model or a figure.
 
     >>> show("gap", "Munich. The Hill Race, long sold out, was held in Ulm on 3 May 2024.")
     Where: “The Hill Race, long sold out, was held in … on 3 May 2024”? -> Ulm
     When: “The Hill Race, long sold out, was held in Ulm on …”? -> 3 May 2024
     """
-    people = [re.escape(name) for name in sorted(page.people) if not NO_PERSON.search(name)] or ["(?!)"]
+    people = [re.escape(name) for name in sorted(page.people)] or ["(?!)"]
     people = re.compile(rf"(?<! at )(?<! in )(?<! of )(?<! from )\b(?:{'|'.join(people)})(?!\w)")
     for start, end in page.sentences:
         text = page.plain[start:end]
         if not 6 <= len(text.split()) <= 30 or re.search('[“”"…•]|/100 ?km', text):
             continue
-        for wh, thing, pattern in GAPS:
+        for wh, thing, pattern in gaps:
             found = list((pattern or people).finditer(page.plain, start, end))
             if len(found) != 1:
                 continue
@@ -498,7 +498,8 @@ def gap(page: Page) -> Found:
             right -= right == end and page.plain[left:right].endswith(".")
             before, missing, after = (page.plain[slice(*span)] for span in ((start, left), (left, right), (right, end)))
             colour = thing == "place" and NO_TOWN.search(before + missing)
-            if not colour and not (thing == "reason" and NEGATED.search(before)):
+            no_reason = thing == "reason" and (NEGATED.search(before) or after.startswith(" and "))  # or half of one
+            if not colour and not no_reason:
                 how = "How long" if thing == "figure" and LASTS.search(missing) else wh
                 rest = f"“{before}…{after.rstrip('.')}”?"
                 asked = f"{how}: {rest}", f"Which {thing} is missing from {rest}", f"Which {thing} completes {rest}"
@@ -530,7 +531,7 @@ def show(kind: str, text: str) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # Questions whose answer is no span: yes or no, and what this article does not say
 
-SUPERLATIVE = re.compile(r"\b(?:first|last|only|most|least|best|[a-z]+est)\b")
+SUPERLATIVE = re.compile(r"\b(?:one of the|first|last|only|most|least|best|[a-z]+est)\b")
 
 
 def yes_no(page: Page, others: Sequence[Page], rng: random.Random) -> Iterator[tuple[str, str, Span | None]]:
@@ -606,21 +607,33 @@ UNTOLD = (  # of what, the question, as the rules ask it elsewhere, and the word
 )
 
 
-def unanswerable(page: Page, others: Sequence[Page], rng: random.Random) -> list[str]:
+def unanswerable(page: Page, others: Sequence[Page], like: Sequence[str], rng: random.Random) -> Iterator[str]:
     """Questions as the rules ask them: of what this article names but does not tell, and those that others answer.
 
+    First those that begin as one of the questions that this article answers, `like`: no first word shall tell.
+
     >>> article = {"title": "", "date": "2025-05-02", "text": "The BMW iX3 is a car for all."}
-    >>> unanswerable(read_page(article, train_splitter([])), [], random.Random(0))
-    ['When will the BMW iX3 be launched?']
+    >>> page = read_page(article, train_splitter([]))
+    >>> next(unanswerable(page, [], ["When was it?", "Who won?"], random.Random(0)))
+    'When will the BMW iX3 be launched?'
     """
     words = page.plain.lower()
     named = {kind: [name for name, _ in Counter(re.findall(NAMED[kind], page.plain)).most_common(2)] for kind in NAMED}
     named["person"] = sorted(page.people)[:2]
     near = [text.format(name) for kind, text, need in UNTOLD if not re.search(need, words) for name in named[kind]]
     far = [question for other in others for question in foreign_questions(other, words, rng)]
-    near = rng.sample(near, min(len(near), rng.randint(0, 1)))
-    found = near + rng.sample(far, min(len(far), UNANSWERABLE_PAIRS - len(near)))
-    return rng.sample(found, len(found))
+    found = rng.sample(near, len(near)) + rng.sample(far, len(far))
+    for question in rng.sample(like, len(like)):
+        same = [other for other in found if opening(other) == opening(question)]
+        if same:
+            found.remove(same[0])
+            yield same[0]
+    yield from found
+
+
+def opening(question: str) -> str:
+    """The words that say what is asked for: opening("How many fans came?") is "How many", of others the first."""
+    return " ".join(question.split()[: 2 if question.startswith("How ") else 1])
 
 
 def foreign_questions(other: Page, words: str, rng: random.Random) -> list[str]:
@@ -681,8 +694,13 @@ def find_pairs(
     rest = [other for other in others if other["id"] != article["id"]]
     rest = [read_page(other, splitter) for other in rng.sample(rest, min(OTHERS_READ, len(rest)))]
     often = [kind for kind in RULES if kind not in A_TURN]
-    order = ["yes_no", "unanswerable", *A_TURN, *rng.sample(often, len(often))]
+    order = ["yes_no", *A_TURN, *rng.sample(often, len(often))]
     found = {kind: candidates(kind, page, rest, rng) for kind in order if kind in kinds}
+    if "unanswerable" in kinds:
+        like = [pair["question"] for kind in found if kind not in ("yes_no", "gap") for pair in found[kind]]
+        untold = islice(unanswerable(page, rest, like, rng), UNANSWERABLE_PAIRS)
+        first = [make_pair("unanswerable", question, UNANSWERABLE, None) for question in untold]
+        found = {"unanswerable": first} | found
     reasons.update({f"{kind}: nothing found": 1 for kind, queue in found.items() if not queue})
     turns = [found[kind][i :: A_TURN.get(kind, 1)] for kind in found for i in range(A_TURN.get(kind, 1))]
     asked, used = set(), Counter()
@@ -709,22 +727,22 @@ def make_pair(kind: str, question: str, answer: str, evidence: Span | None) -> d
 
 def candidates(kind: str, page: Page, others: Sequence[Page], rng: random.Random) -> list[dict]:
     """All pairs of one kind in random order; of Yes and No as many, taking turns."""
-    if kind == "unanswerable":
-        return [make_pair(kind, question, UNANSWERABLE, None) for question in unanswerable(page, others, rng)]
     if kind == "yes_no":
         pairs = [make_pair(kind, *found) for found in yes_no(page, others, rng)]
         rng.shuffle(pairs)
         sides = [[pair for pair in pairs if pair["answer"] == answer] for answer in rng.sample(["Yes", "No"], 2)]
         return [pair for both in zip(*sides, strict=False) for pair in both]
-    found = list(RULES[kind](page))
-    pairs = [make_pair(kind, phrase(asked, rng), page.context[start:end], (start, end)) for asked, start, end in found]
-    if kind == "gap":  # a turn of one gap each: a reason, a place, …
-        missing = [asked[1].split()[1] for asked, *_ in found]
-        sides = [[pair for pair, one in zip(pairs, missing, strict=True) if one == thing] for _, thing, _ in GAPS]
-        return list(filter(None, sum(zip_longest(*(rng.sample(side, len(side)) for side in sides)), ())))
+
+    def drawn(found: Found) -> list[dict]:
+        pairs = [make_pair(kind, phrase(asked, rng), page.context[slice(*span)], span) for asked, *span in found]
+        return rng.sample(pairs, len(pairs))
+
+    if kind == "gap":  # a reason, a place, … in turn
+        return list(filter(None, sum(zip_longest(*(drawn(gap(page, [one])) for one in GAPS)), ())))
+    pairs = drawn(RULES[kind](page))
     if kind in ("where", "when", "why"):  # "When did work begin?": which work?
         pairs = [pair for pair in pairs if len(pair["question"].split()) > 4]
-    return rng.sample(pairs, len(pairs))
+    return pairs
 
 
 def main() -> None:

@@ -116,6 +116,7 @@ NAME = rf"{TITLE[:-1]}*{CAPITAL}(?:\s(?:(?:de|da|di|del|van|von|der|den|la|le|zu
 NO_NAME = re.compile(
     r"\b(?:BMW|MINI|Group|AG|GmbH|The|In|On|At|For|Team|Racing|Motorsport|Plant|Board|Head|M|Series|Photo|Phone|Motorrad"
     r"|Riders?|Drivers?|Pilots?|Statement|World|Director|Manager|Project|Product|Now|But|When|While|As|After|Even|Today|Also|Then|With|From|By|Both)\b"
+    r"|Speedway|Circuit|International|Klub|Squad|Moto|Sports|Esports|Ring\b"  # a race track, a team
 )
 ROLE = (
     r"(?:(?:Senior |Deputy |Executive |Managing |Chief |Vice |Project |Product |Team |Technical |General |Plant )*"
@@ -235,7 +236,7 @@ UNCLEAR = re.compile(  # what a question cannot say without the sentences around
 )
 NO_SUBJECT = re.compile(
     r"^(?:One|Some|All|Each|Every|Many|Most|Few|More|Only|Even|Just|Not|What|Who|How|Why|Where|When|As|If|To|With|Without"
-    r"|Here|Now|Once|Its|Their|His|Her|Or|And|But|So|Yet|Up|Next|First|Second|Third|Last|Further|Thanks|Also|Another|Other"
+    r"|Here|Now|Once|Afterwards|Its|Their|His|Her|Or|And|But|So|Yet|Up|Next|First|Second|Third|Last|Further|Thanks|Also|Another|Other"
     r"|In|On|At|By|For|From|Of|After|Before|During|While|Because|Since|Like|Over|Under|Among|Between|\w+ing|\w+ly)\b",
     re.I,
 )

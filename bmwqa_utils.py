@@ -1,18 +1,11 @@
-"""What the three notebooks of bmwqa share: files, articles, rows, the prompt and its labels, models, runs, answers."""
+"""What the three notebooks of bmwqa share: files, articles, rows, the prompt and its labels, models, answers."""
 
-import contextlib
-import ctypes
-import gc
 import json
 import math
 import os
-import platform
 import re
-import shutil
 import sys
 import tempfile
-import threading
-import time
 import warnings
 from collections import Counter
 from datetime import date
@@ -24,7 +17,6 @@ from pathlib import Path
 # first tensor, and peft makes one when it is imported: a notebook that trains imports this file before peft.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
-import psutil
 import requests
 import torch
 from huggingface_hub import constants, snapshot_download
@@ -32,7 +24,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from peft import PeftModel
 from safetensors import SafetensorError
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from one_pass import ATTENTION, IGNORE, answer_questions, read_article
@@ -458,34 +450,6 @@ def load_model(name: str | Path, revision: str | None = None, dtype: torch.dtype
     return model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu").eval()
 
 
-def prune_layers(model, groups: list[dict], share: float = 0.25) -> list[int]:
-    """Cut a block of that share of the decoder layers out of `model`, in place; the numbers of the removed layers.
-
-    Of all blocks that leave the last layer, the one goes without which the answers of `groups` have the lowest NLL:
-    perplexity as the measure of a block, as in Kim et al., "Shortened LLaMA", arXiv 2402.02834, section 3.
-    """
-    decoder = model.get_decoder()
-    layers, types = list(decoder.layers), getattr(model.config, "layer_types", None)
-    count = max(1, round(len(layers) * share))
-
-    def cut(first: int) -> None:
-        kept = [i for i in range(len(layers)) if not first <= i < first + count]
-        decoder.layers = torch.nn.ModuleList(layers[i] for i in kept)
-        for number, layer in enumerate(decoder.layers):
-            layer.self_attn.layer_idx = number
-        model.config.num_hidden_layers = len(kept)
-        if types:
-            model.config.layer_types = [types[i] for i in kept]
-
-    nll = {}
-    for first in range(len(layers) - count):
-        cut(first)
-        nll[first] = sum(score.sum().item() for group in groups for score in read_article(model, group).nll)
-    best = min(nll, key=nll.get)
-    cut(best)
-    return list(range(best, best + count))
-
-
 def save_finished(folder: str | Path, model, tokenizer, training: dict | None = None) -> None:
     """Save a model, its tokenizer and training.json to `folder`, whole or not at all: the old one stays until then."""
     folder = Path(folder)
@@ -500,131 +464,6 @@ def save_finished(folder: str | Path, model, tokenizer, training: dict | None = 
         if folder.exists():
             folder.rename(old)
         new.rename(folder)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# A training run: where it computes, what it shows, where it goes on
-
-
-def choose_precision(wanted: str = "auto") -> tuple[torch.dtype, str]:
-    """The dtype of matrix products on this machine and one line that says why: "auto", or "bf16" or "fp32" by force."""
-    device = torch.accelerator.current_accelerator(check_available=True)
-    if device is not None:
-        fast = device.type != "mps" and torch.cuda.is_bf16_supported(including_emulation=False)
-        unit = f"this {device.type} device {'has' if fast else 'has no'} bf16 units"
-    else:
-        able = [unit for unit in ("amx_bf16", "avx512_bf16") if torch.cpu.get_capabilities().get(unit)]
-        fast = bool(able)
-        unit = f"this CPU has {able[0]}" if able else "this CPU has no bf16 instructions (amx_bf16 or avx512_bf16)"
-    if wanted not in ("auto", "bf16", "fp32"):
-        raise ValueError(f'PRECISION is {wanted!r}, need "auto", "bf16" or "fp32".')
-    dtype = torch.bfloat16 if wanted == "bf16" or (wanted == "auto" and fast) else torch.float32
-    reason = unit if wanted == "auto" else f"PRECISION asks for it; {unit}"
-    return dtype, f"Matrix products in {'bf16' if dtype == torch.bfloat16 else 'fp32'}: {reason}."
-
-
-def hardware_arguments(dtype: torch.dtype) -> dict[str, bool]:
-    """What TrainingArguments must be told of this machine, for weights in fp32 and products in `dtype`."""
-    return {"use_cpu": not torch.accelerator.is_available(), "bf16": dtype == torch.bfloat16}
-
-
-class StepReport(TrainerCallback):
-    """A bar with step, loss, speed and time left; an error that names step and article when a loss is not finite.
-
-    Adds "seconds" and, from a running `PeakMemory`, "peak_gb" to the log of each step, which checkpoints keep.
-    """
-
-    def __init__(self, groups: list[dict], title: str, peak: "PeakMemory | None" = None):
-        self.groups, self.title, self.peak = groups, title, peak
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.title, file=sys.stdout, ncols=100)
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        self.clock = time.perf_counter()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if torch.accelerator.is_available():
-            torch.accelerator.synchronize()
-        self.seconds = time.perf_counter() - self.clock
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if "loss" not in logs:
-            return
-        if not math.isfinite(logs["loss"]):
-            article = self.groups[(state.global_step - 1) % len(self.groups)]["article_id"]
-            raise FloatingPointError(
-                f"Step {state.global_step}, article {article}: the loss is {logs['loss']}. Nothing was saved after it. "
-                f"Lower the learning rate, or set PRECISION = 'fp32'."
-            )
-        state.log_history[-1] |= {"seconds": self.seconds, "peak_gb": self.peak.gb if self.peak else 0.0}
-        self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
-        self.bar.update(state.global_step - self.bar.n)
-
-    def on_save(self, args, state, control, **kwargs):
-        Path(args.output_dir, f"checkpoint-{state.global_step}", WHOLE).touch()
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self.bar.close()
-
-
-WHOLE = "whole"  # an empty file, the last one written to a checkpoint
-
-
-def last_checkpoint(folder: str | Path) -> str | None:
-    """The newest whole checkpoint of a run, for `resume_from_checkpoint`; what a kill left half written is deleted."""
-    whole = []
-    for checkpoint in Path(folder).glob("checkpoint-*"):
-        if (checkpoint / WHOLE).exists():
-            whole.append(checkpoint)
-        else:
-            shutil.rmtree(checkpoint)
-    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
-
-
-def bar(items, title: str):
-    """A progress bar over `items`, on standard output, where a notebook keeps it with its other output."""
-    return tqdm(items, desc=title, file=sys.stdout, ncols=100)
-
-
-def machine() -> dict:
-    """What a figure was measured on: processor, cores, threads, memory, and the versions that matter."""
-    return {
-        "processor": torch.cpu.get_capabilities().get("cpu_name") or platform.processor(),
-        "device": str(torch.accelerator.current_accelerator(check_available=True) or "cpu"),
-        "cores": psutil.cpu_count(logical=False),
-        "threads": torch.get_num_threads(),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        "python": platform.python_version(),
-    } | {name: version(name) for name in ("torch", "transformers", "peft", "accelerate")}
-
-
-class PeakMemory:
-    """`with PeakMemory() as peak: …`, then `peak.gb`: the most memory this process held, looked at every 20 ms.
-
-    On a CUDA device it is the most that torch has held there.
-    """
-
-    def __enter__(self):
-        gc.collect()
-        with contextlib.suppress(AttributeError, OSError, TypeError):  # glibc has it; what an earlier model left behind
-            ctypes.CDLL(None).malloc_trim(0)  # is not this one's
-        self.gb, self._done = 0.0, threading.Event()
-        self._watcher = threading.Thread(target=self._watch, daemon=True)
-        self._watcher.start()
-        return self
-
-    def _watch(self):
-        process = psutil.Process()
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-        while not self._done.wait(0.02):
-            held = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else process.memory_info().rss
-            self.gb = max(self.gb, held / 1e9)
-
-    def __exit__(self, *error):
-        self._done.set()
-        self._watcher.join()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -649,6 +488,11 @@ def generate_answers(model, tokenizer, rows: list[dict], max_new_tokens: int | l
     rows = [row | {"answer": "-"} for row in rows]  # a reference is not needed, and would only take time
     answered = answer_rows(model, tokenizer, rows, max_new_tokens)
     return [{key: row[key] for key in ("answer", "stopped", "tokens")} for row in answered]
+
+
+def bar(items, title: str):
+    """A progress bar over `items`, on standard output, where a notebook keeps it with its other output."""
+    return tqdm(items, desc=title, file=sys.stdout, ncols=100)
 
 
 ARTICLES_AT_ONCE = 12  # read one by one and answered together: faster, at the price of the keys of twelve articles

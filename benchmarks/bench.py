@@ -17,8 +17,9 @@ Keys of results.json, written after every section:
              ours also share: the floating point operations of its step (`count_flops`) a second, over the bf16 rate;
              cpu: the least share of the cores that a round got; far below 0.9 others ran too: run it again
   fp32       [model][method]: the same for "ours" and "hf", all in fp32
-  memory     [model][method]: peak_gb of ours on an article of 2,048 tokens
-  profile    [model][method]: the operators that take most of our step's time, and their share of it
+  memory     [model][method]["plain", "checkpointed"]: as in `speed`, of ours on an article of 2,048 tokens; ratio to
+             plain; checkpointed: with CHECKPOINT_ABOVE of notebook 3
+  profile    [model][method]: the operators that take most of our second step's time, and their share of it
   questions  [model][method][questions]: seconds a QA pair      length  [model][method][way][tokens]: seconds a QA pair
   evaluation [model]: ours, generate: seconds for perplexity and answers; ratio; same: answers that are the same text
   loss       hf, ours: the losses of 20 steps of one QA pair each, in fp32; difference: the largest, relative
@@ -31,11 +32,12 @@ import os
 import platform
 import sys
 import time
-from contextlib import nullcontext
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
+
+import psutil
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
@@ -74,23 +76,32 @@ def load(model: str, dtype):
 
 
 def train(
-    model: str, method: str, way: str, groups: list, warm: int = 1, learning_rate: float = 0.0, profiled: bool = False
+    model: str,
+    method: str,
+    way: str,
+    groups: list,
+    warm: int = 1,
+    learning_rate: float = 0.0,
+    profiled: bool = False,
+    checkpointed: bool = False,
 ) -> dict:
     """Train on `groups`: the seconds a QA pair after the first `warm` steps, the losses and the peak memory.
 
-    profiled: also "operators", the ten that take most of the time of all steps, with their share of it.
+    checkpointed: with gradient checkpointing in every step. profiled: also "operators", the ten that take most of the
+    time of the steps after those, with their share of it.
     """
+    import bmwqa_utils as bq  # isort: skip  (first: it turns on large pages, which torch asks for at its first tensor)
     import torch
     from peft import LoraConfig, get_peft_model
     from torch.nn.functional import cross_entropy
-    from transformers import Trainer, TrainingArguments, set_seed
+    from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
     from transformers.trainer_callback import PrinterCallback
 
-    import bmwqa_utils as bq
     import one_pass
+    from training_run import PeakMemory, StepReport, checkpoint_above, choose_precision
 
     name, options = model, {}
-    ours, bf16 = way.startswith("ours"), bq.choose_precision()[0] == torch.bfloat16 and way == "ours"
+    ours, bf16 = way.startswith("ours"), choose_precision()[0] == torch.bfloat16 and way == "ours"
     frozen = torch.bfloat16 if method == "lora" and (bf16 or "bf16" in way) else torch.float32
     model = load(name, frozen)
     set_seed(0)
@@ -98,6 +109,8 @@ def train(
         lora = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
         model = get_peft_model(model, lora)
     model.set_attn_implementation(one_pass.ATTENTION if ours else "sdpa")
+    if checkpointed:
+        checkpoint_above(model, 0)
     if ours:
         steps, collate = groups, lambda batch: one_pass.share_prefix(batch[0])
         options = dict(compute_loss_func=one_pass.answer_loss)
@@ -137,11 +150,18 @@ def train(
     else:
         arguments = TrainingArguments(**settings, bf16=bf16 and method == "full", remove_unused_columns=False)
         trainer = Trainer(model, args=arguments, train_dataset=steps, data_collator=collate, **options)
-    trainer.add_callback(bq.StepReport(groups, way))
+    trainer.add_callback(StepReport(groups, way))
     trainer.remove_callback(PrinterCallback)
+    profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+
+    class ProfileAfterWarmUp(TrainerCallback):  # the first step also makes the optimizer's state
+        def on_step_end(self, arguments, state, control, **kwargs):
+            if profiled and state.global_step == warm:
+                profile.start()
+
+    trainer.add_callback(ProfileAfterWarmUp())
     wall, cpu = time.perf_counter(), time.process_time()
-    watch = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) if profiled else nullcontext()
-    with bq.PeakMemory() as peak, watch as profile:
+    with PeakMemory() as peak:
         trainer.train()
     cpu = (time.process_time() - cpu) / (time.perf_counter() - wall) / torch.get_num_threads()
     pairs = sum(len(group["branches"]) for group in groups[warm:])
@@ -151,6 +171,7 @@ def train(
     seconds = sum(step["seconds"] for step in done[warm:]) / pairs
     result = {"seconds": seconds, "cpu": cpu, "peak_gb": peak.gb, "loss": loss, "losses": losses}
     if profiled:
+        profile.stop()
         times = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
         longest = sorted(times, key=times.get, reverse=True)[:10]
         result["operators"] = {key: times[key] / sum(times.values()) for key in longest}
@@ -163,8 +184,9 @@ def evaluate(model: str, rows: list) -> dict:
 
     import bmwqa_utils as bq
     import one_pass
+    from training_run import choose_precision
 
-    dtype, _ = bq.choose_precision()
+    dtype, _ = choose_precision()
     tokenizer, model = bq.load_tokenizer(SMOL), load(model, dtype).eval()
     model.set_attn_implementation(one_pass.ATTENTION)
     end = tokenizer.eos_token_id
@@ -324,8 +346,15 @@ def run_section(name: str, results: dict, models: dict) -> object:
     elif name == "memory":
         for model, method in pairs:
             some = article_groups(tokens=(2048, 4000), cut=2048)[:1] * 2  # the second step has the optimizer's state
-            table[model][method] = {"peak_gb": alone(train, model, method, "ours", some)["peak_gb"]}
-            say(model, method, table[model][method])
+            runs = {"plain": [], "checkpointed": []}
+            for _ in range(2):
+                for way, found in runs.items():
+                    found.append(alone(train, model, method, "ours", some, checkpointed=way == "checkpointed"))
+            found = {way: summarise(some) for way, some in runs.items()}
+            for entry in found.values():
+                entry["ratio"] = entry["seconds_a_qa"] / found["plain"]["seconds_a_qa"]
+            table[model][method] = found
+            say(model, method, {way: (entry["peak_gb"], entry["ratio"]) for way, entry in found.items()})
     elif name == "profile":
         for model, method in pairs:
             some = article_groups()[:2]
@@ -384,7 +413,9 @@ def speed_section(results: dict) -> str:
             if "fp32" in results:
                 row["against Trainer, both fp32"] = f"{results['fp32'][model][method]['hf fp32']['ratio']:.1f} ×"
             if "memory" in results:
-                row["GB at 2,048 tokens"] = f"{results['memory'][model][method]['peak_gb']:.1f}"
+                plain, saving = (results["memory"][model][method][way] for way in ("plain", "checkpointed"))
+                row["GB at 2,048 tokens"] = f"{plain['peak_gb']:.1f}"
+                row["the same, checkpointed"] = f"{saving['peak_gb']:.1f}, {saving['ratio']:.2f} × the time"
             if "questions" in results:
                 seconds = results["questions"][model][method]
                 row["a pair at 12 questions, to 3"] = f"{seconds['12'] / seconds['3']:.2f}"
@@ -469,6 +500,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # of the processes that measure
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as scripts/notebooks.py has it
     import bmwqa_utils as bq
+    from training_run import choose_precision
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
@@ -479,9 +511,9 @@ def main() -> None:
     packages = ("torch", "transformers", "peft", "accelerate", "trl")
     results["machine"] = {
         "cpu": describe_cpu(),
-        "precision": bq.choose_precision()[1],
+        "precision": choose_precision()[1],
         "cores": os.cpu_count(),
-        "memory_gb": round(bq.psutil.virtual_memory().total / 1e9, 1),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
         "date": date.today().isoformat(),
         "load": os.getloadavg()[0],

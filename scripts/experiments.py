@@ -4,9 +4,10 @@ Each trains in the notebook's own cells, with other parameters, in a kernel of i
 again. It needs the pairs of notebook 2 and the last `make refresh`, whose answers the second part compares with.
 
     search  settings, above all LoRA's, on all kinds of questions about training articles that are held out
-    kinds   three kinds against all, on the evaluation articles; base and the defaults are those of results/
+    kinds   three kinds against all, and more steps, on the evaluation articles; base and the default run are those of
+            results/
 
-`search` alone as an argument does the first part, which needs no refresh.
+Either as an argument does that part alone; the first needs no refresh.
 Writes results/experiments.json (each run with its settings), results/experiments.png and README's section on them.
 """
 
@@ -29,6 +30,7 @@ import qa_scores  # noqa: E402
 from qa_report import markdown_table, readme_with, with_interval  # noqa: E402
 from qa_rules import ORIGINAL_KINDS  # noqa: E402
 from scripts.notebooks import RUNS, TRAINING, execute  # noqa: E402
+from training_run import choose_precision  # noqa: E402
 
 THREE = list(ORIGINAL_KINDS)
 ORIGINAL = yaml.safe_load((ROOT / "scripts" / "original.yaml").read_text(encoding="utf-8"))
@@ -41,13 +43,17 @@ SEARCH = {  # name: (variant, parameters)
     "LoRA, r 16, all linear, 3e-3": ("lora", LINEAR | {"LEARNING_RATE_LORA": 3e-3}),
     "LoRA, r 8, q and v, 3e-3": ("lora", ADAPTER | {"LEARNING_RATE_LORA": 3e-3}),
 }
+KINDS_ALL = {"MAX_STEPS": 50, "EVAL_STEPS": 25}  # more than fit into the time of the default run
 KINDS = {
+    "full, all kinds": ("full_ft", {}),
+    "LoRA, all kinds": ("lora", {}),
     "full, three kinds": ("full_ft", {"TRAIN_KINDS": THREE}),
     "LoRA, three kinds": ("lora", {"TRAIN_KINDS": THREE}),
 }
-PUBLISHED = {"base": "base", "full, all kinds": "full", "LoRA, all kinds": "lora"}  # names in results/
+PUBLISHED = {"base": "base", "full, default run": "full", "LoRA, default run": "lora"}  # names in results/
 PAIRS = [
     ("full, all kinds", "base"),
+    ("full, all kinds", "full, default run"),
     ("full, all kinds", "full, three kinds"),
     ("LoRA, all kinds", "LoRA, three kinds"),
     ("full, all kinds", "LoRA, all kinds"),
@@ -65,7 +71,7 @@ def train(name: str, variant: str, parameters: dict):
     """(folder, model) of a run: runs/experiments/<name> with training.json; in it the model, if not yet answered."""
     folder = RUNS / "experiments" / name.replace(", ", "-").replace(" ", "_")
     settings = {"variant": variant} | DEFAULTS | parameters | {"MODEL": MODEL}
-    other = re.compile("PRUNE|SAVE|" + ("FULL" if variant == "lora" else "LORA"))
+    other = re.compile("SAVE|CHECKPOINT|" + ("FULL" if variant == "lora" else "LORA"))
     settings = {name: value for name, value in settings.items() if not other.search(name)}
     asked = [ROOT / "data/processed/train.jsonl", ROOT / "data/processed/eval.jsonl", ROOT / DEFAULTS["BENCHMARK"]]
     settings["questions"] = hashlib.sha256(b"".join(path.read_bytes() for path in asked)).hexdigest()[:8]
@@ -93,7 +99,7 @@ def answer(folder: Path, model: Path, questions: list[dict]) -> dict:
     made = folder / "answers.jsonl"
     if not made.exists():
         caps = [DEFAULTS["MAX_NEW_TOKENS_ABOUT" if q["kind"] == "about" else "MAX_NEW_TOKENS"] for q in questions]
-        loaded = bq.load_model(model, dtype=bq.choose_precision()[0], merge=True)
+        loaded = bq.load_model(model, dtype=choose_precision()[0], merge=True)
         found = bq.answer_rows(loaded, bq.load_tokenizer(MODEL), questions, caps)
         ids = [{"question_id": question["question_id"]} for question in questions]
         bq.write_jsonl(made, [key | row for key, row in zip(ids, found, strict=True)])
@@ -150,9 +156,11 @@ def main() -> None:
         return bq.drop_long(asked, tokenizer, DEFAULTS["MAX_TOKENS"])[0]
 
     results = (bq.read_json(RESULTS) if RESULTS.exists() else {}) | {"model": MODEL}
-    results["search"], _ = experiments(SEARCH, SEARCH_ALL, held_out)
-    save(results)
-    if sys.argv[1:] == ["search"]:
+    parts = sys.argv[1:] or ["search", "kinds"]
+    if "search" in parts:
+        results["search"], _ = experiments(SEARCH, SEARCH_ALL, held_out)
+        save(results)
+    if "kinds" not in parts:
         return
     done = bq.read_json(ROOT / "results" / "results.json")
     wanted = {name.lower(): DEFAULTS[name] for name in ("MAX_STEPS", "LEARNING_RATE_FULL", "LEARNING_RATE_LORA")}
@@ -160,7 +168,9 @@ def main() -> None:
         sys.exit(f"results/results.json is no run of {MODEL} with the defaults of training.ipynb. Run `make refresh`.")
     lines = bq.read_jsonl(ROOT / "results" / "eval_generations.jsonl")
     published = {name: {line["question_id"]: line[key] for line in lines} for name, key in PUBLISHED.items()}
-    results["kinds"], scores = experiments(KINDS, {}, evaluation, published)
+    results["kinds"], scores = experiments(KINDS, KINDS_ALL, evaluation, published)
+    for run in results["kinds"]:
+        run.setdefault("steps", 0 if run["run"] == "base" else done["settings"]["max_steps"])
     results["differences"] = qa_scores.plain_rows(qa_scores.paired_table(scores, planned=PAIRS, others=()))
     results["defaults"] = done["settings"]
     draw(results)
@@ -205,7 +215,8 @@ def kinds_rows(results: dict) -> list[dict[str, str]]:
         asked, made = run["scores"]["benchmark"], run["scores"]["rule_made"]
         rows.append(
             {
-                "trained on": run["run"],
+                "run": run["run"],
+                "steps": f"{run['steps']}",
                 "token F1": with_interval(asked["f1"]),
                 "exact match": with_interval(asked["exact_match"]),
                 "stopped": f"{asked['stopped']['mean']:.2f}",
@@ -230,7 +241,7 @@ def experiments_section(results: dict) -> str:
             if row["slice"] == "benchmark"
         ]
         lines += [
-            f"On benchmark questions, {results['defaults']['max_steps']} steps each, {results['model']}:",
+            f"On benchmark questions, {results['model']}:",
             "",
             markdown_table(kinds_rows(results)),
             "",
@@ -241,12 +252,13 @@ def experiments_section(results: dict) -> str:
             "![Token F1 on the benchmark](results/experiments.png)",
             "",
         ]
-    lines += [
-        f"The search, {SEARCH_ALL['MAX_STEPS']} steps each, on all kinds of questions about {SEARCH_ALL['HELD_OUT']} "
-        "training articles that were held out:",
-        "",
-        markdown_table(search_rows(results["search"])),
-    ]
+    if "search" in results:
+        lines += [
+            f"The search, {SEARCH_ALL['MAX_STEPS']} steps each, on all kinds of questions about "
+            f"{SEARCH_ALL['HELD_OUT']} training articles that were held out:",
+            "",
+            markdown_table(search_rows(results["search"])),
+        ]
     return "\n".join(lines)
 
 

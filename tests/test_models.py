@@ -9,6 +9,7 @@ from peft import LoraConfig, get_peft_model
 
 import bmwqa_utils as bq
 from live_answers import Stamps, stream_answer
+from training_run import choose_precision
 
 ROWS = [
     {"article_id": "T1", "context": "Munich. A museum opened.", "question": "Where?", "answer": "Munich"},
@@ -144,10 +145,10 @@ def test_merged_the_adapter_answers_exactly_as_beside_its_base(tmp_path, tiny_mo
 @pytest.mark.parametrize("wanted", ["fp16", "", None])
 def test_an_unknown_precision_is_refused(wanted):
     with pytest.raises(ValueError, match='need "auto", "bf16" or "fp32"'):
-        bq.choose_precision(wanted)
+        choose_precision(wanted)
 
 
 def test_precision_says_which_and_why():
-    assert bq.choose_precision("fp32")[0] == torch.float32
-    dtype, why = bq.choose_precision("auto")
+    assert choose_precision("fp32")[0] == torch.float32
+    dtype, why = choose_precision("auto")
     assert why.startswith(f"Matrix products in {'bf16' if dtype == torch.bfloat16 else 'fp32'}: ")

@@ -20,6 +20,7 @@ from transformers.trainer_callback import PrinterCallback
 
 import bmwqa_utils as bq
 import one_pass
+import training_run
 
 SHAPE = dict(vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=2, tie_word_embeddings=True)
 SHAPE |= dict(num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.1)
@@ -204,11 +205,11 @@ def make_trainer(model, folder, groups: list[dict], callbacks=(), **changes) -> 
     settings |= dict(remove_unused_columns=False, dataloader_pin_memory=False, disable_tqdm=True, save_total_limit=2)
     trainer = Trainer(
         model=model,
-        args=TrainingArguments(str(folder), **settings | bq.hardware_arguments(torch.float32) | changes),
+        args=TrainingArguments(str(folder), **settings | training_run.hardware_arguments(torch.float32) | changes),
         train_dataset=groups,
         data_collator=lambda batch: one_pass.share_prefix(batch[0]),
         compute_loss_func=one_pass.answer_loss,
-        callbacks=[bq.StepReport(groups, "test"), *callbacks],
+        callbacks=[training_run.StepReport(groups, "test"), *callbacks],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -235,6 +236,23 @@ def test_a_full_step_moves_every_weight_by_fused_adamw(tmp_path):
     assert all(not torch.equal(weight, before[name]) for name, weight in model.named_parameters())
     assert trainer.optimizer.optimizer.__class__ is torch.optim.AdamW
     assert trainer.optimizer.optimizer.defaults["fused"] is True
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_long_steps_are_computed_twice_and_give_the_same_gradients(name, lora, tmp_path):
+    """Articles of 100 and 300 tokens by a real Trainer, checkpointed above 200: the same losses and weights."""
+    groups, plain, lengths = [make_group(3, article) for article in (100, 300)], make_model(name, lora), []
+    make_trainer(plain, tmp_path, groups).train()
+    model = make_model(name, lora)
+    training_run.checkpoint_above(model, 200)
+    layer = (model.base_model.model if lora else model).model.layers[0]
+    layer.mlp.register_forward_pre_hook(lambda mlp, arguments: lengths.append(arguments[0].shape[1]))
+    make_trainer(model, tmp_path, groups).train()
+    first, *second = lengths
+    assert first < 200 and len(second) == 2 and min(second) > 300
+    for one, other in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_the_usual_trainer_has_the_same_loss_curve(tmp_path):
@@ -267,7 +285,7 @@ def test_the_layers_that_are_missed_least_go_and_the_rest_survives_the_disk(name
         with torch.no_grad():
             nll[first] = one_pass.answer_nll(some(**batch, use_cache=False).logits, labels).sum().item()
     first = min(nll, key=nll.get)
-    assert bq.prune_layers(model, [group]) == [first, first + 1]
+    assert training_run.prune_layers(model, [group]) == [first, first + 1]
     assert list(model.model.layers) == layers[:first] + layers[first + 2 :]
     bq.save_finished(tmp_path / "pruned", model, embedded_tokenizer)
     loaded = bq.load_model(tmp_path / "pruned")
@@ -300,7 +318,7 @@ def test_a_killed_run_goes_on_with_the_losses_of_an_unbroken_one(tmp_path):
     assert run.returncode == -signal.SIGKILL, run.stderr[-2000:]
     torn = tmp_path / "killed" / "checkpoint-6"
     torn.mkdir()  # as if the kill had come while it was written
-    last = bq.last_checkpoint(tmp_path / "killed")
+    last = training_run.last_checkpoint(tmp_path / "killed")
     assert Path(last).name == "checkpoint-4" and not torn.exists()
     resumed = long_run(tmp_path / "killed")
     resumed.train(resume_from_checkpoint=last)
@@ -311,7 +329,7 @@ def test_a_killed_run_goes_on_with_the_losses_of_an_unbroken_one(tmp_path):
     assert kept == ["checkpoint-6", "checkpoint-7"]
 
     done = long_run(tmp_path / "killed")  # as if the next kill had come after the last step
-    done.train(resume_from_checkpoint=bq.last_checkpoint(tmp_path / "killed"))
+    done.train(resume_from_checkpoint=training_run.last_checkpoint(tmp_path / "killed"))
     assert losses(done) == losses(unbroken)
     assert all(log["seconds"] > 0 for log in done.state.log_history if "loss" in log)
 

@@ -273,7 +273,8 @@ def draw(results: dict) -> None:
     f1 = [run["scores"]["benchmark"]["f1"] for run in runs]
     fig, ax = plt.subplots(figsize=(7, 3), layout="constrained")
     error = [[row["mean"] - row["low"] for row in f1], [row["high"] - row["mean"] for row in f1]]
-    ax.barh([run["run"] for run in runs], [row["mean"] for row in f1], xerr=error, capsize=2, error_kw={"lw": 0.8})
+    names = [f"{run['run']}, {run['steps']} steps" for run in runs]
+    ax.barh(names, [row["mean"] for row in f1], xerr=error, capsize=2, error_kw={"lw": 0.8})
     ax.set(xlabel="token F1, with its 95 % interval", title=f"Benchmark questions, {results['model']}", xlim=(0, None))
     fig.savefig(ROOT / "results" / "experiments.png", dpi=110)
     plt.close(fig)

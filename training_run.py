@@ -53,7 +53,7 @@ def checkpoint_above(model, tokens: int) -> None:
     1604.06174): slower, for rows that would not fit into memory. The gradients are the same.
     """
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.activation_checkpointing_enable()
 
     def choose(model, arguments, inputs):
         for layer in layers:

@@ -17,8 +17,8 @@ Keys of results.json, written after every section:
              ours also share: the floating point operations of its step (`count_flops`) a second, over the bf16 rate;
              cpu: the least share of the cores that a round got; far below 0.9 others ran too: run it again
   fp32       [model][method]: the same for "ours" and "hf", all in fp32
-  memory     [model][method]["plain", "checkpointed"]: as in `speed`, of ours on an article of 2,048 tokens; ratio to
-             plain; checkpointed: with CHECKPOINT_ABOVE of notebook 3
+  memory     [model][method]["ours", "ours checkpointed"]: as in `speed`, on an article of 2,048 tokens; checkpointed:
+             with CHECKPOINT_ABOVE of notebook 3 in every step
   profile    [model][method]: the operators that take most of our second step's time, and their share of it
   questions  [model][method][questions]: seconds a QA pair      length  [model][method][way][tokens]: seconds a QA pair
   evaluation [model]: ours, generate: seconds for perplexity and answers; ratio; same: answers that are the same text
@@ -76,19 +76,11 @@ def load(model: str, dtype):
 
 
 def train(
-    model: str,
-    method: str,
-    way: str,
-    groups: list,
-    warm: int = 1,
-    learning_rate: float = 0.0,
-    profiled: bool = False,
-    checkpointed: bool = False,
+    model: str, method: str, way: str, groups: list, warm: int = 1, learning_rate: float = 0.0, profiled: bool = False
 ) -> dict:
     """Train on `groups`: the seconds a QA pair after the first `warm` steps, the losses and the peak memory.
 
-    checkpointed: with gradient checkpointing in every step. profiled: also "operators", the ten that take most of the
-    time of the steps after those, with their share of it.
+    profiled: also "operators", the ten that take most of the time of the steps after those, with their share of it.
     """
     import bmwqa_utils as bq  # isort: skip  (first: it turns on large pages, which torch asks for at its first tensor)
     import torch
@@ -101,7 +93,8 @@ def train(
     from training_run import PeakMemory, StepReport, checkpoint_above, choose_precision
 
     name, options = model, {}
-    ours, bf16 = way.startswith("ours"), choose_precision()[0] == torch.bfloat16 and way == "ours"
+    ours = way.startswith("ours")
+    bf16 = ours and way != "ours fp32" and choose_precision()[0] == torch.bfloat16
     frozen = torch.bfloat16 if method == "lora" and (bf16 or "bf16" in way) else torch.float32
     model = load(name, frozen)
     set_seed(0)
@@ -109,7 +102,7 @@ def train(
         lora = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
         model = get_peft_model(model, lora)
     model.set_attn_implementation(one_pass.ATTENTION if ours else "sdpa")
-    if checkpointed:
+    if way == "ours checkpointed":
         checkpoint_above(model, 0)
     if ours:
         steps, collate = groups, lambda batch: one_pass.share_prefix(batch[0])
@@ -156,10 +149,11 @@ def train(
 
     class ProfileAfterWarmUp(TrainerCallback):  # the first step also makes the optimizer's state
         def on_step_end(self, arguments, state, control, **kwargs):
-            if profiled and state.global_step == warm:
+            if state.global_step == warm:
                 profile.start()
 
-    trainer.add_callback(ProfileAfterWarmUp())
+    if profiled:
+        trainer.add_callback(ProfileAfterWarmUp())
     wall, cpu = time.perf_counter(), time.process_time()
     with PeakMemory() as peak:
         trainer.train()
@@ -299,9 +293,11 @@ def summarise(runs: list[dict]) -> dict:
     return {"seconds_a_qa": median(seconds), "spread": spread, "cpu": cpu, "peak_gb": peak, "loss": loss}
 
 
-def compare(model: str, method: str, ways: list[str], rounds: int, rates: dict | None = None) -> dict:
-    """The ways in turn, a new article each round; of TRL's ways only the fastest goes on after the first round."""
-    groups, runs = article_groups(), {way: [] for way in ways}
+def compare(
+    model: str, method: str, ways: list[str], rounds: int, rates: dict | None = None, groups: list | None = None
+) -> dict:
+    """The ways in turn, each round the next of `groups`; of TRL's ways only the fastest goes on after the first."""
+    groups, runs = groups or article_groups(), {way: [] for way in ways}
     articles, flops = [groups[0]] + groups[1 : rounds + 1], 0.0
     for number in range(rounds):
         some = [articles[0], articles[number + 1]]
@@ -345,16 +341,8 @@ def run_section(name: str, results: dict, models: dict) -> object:
             table[model][method] = compare(model, method, ["ours fp32", "hf fp32"], 1)
     elif name == "memory":
         for model, method in pairs:
-            some = article_groups(tokens=(2048, 4000), cut=2048)[:1] * 2  # the second step has the optimizer's state
-            runs = {"plain": [], "checkpointed": []}
-            for _ in range(2):
-                for way, found in runs.items():
-                    found.append(alone(train, model, method, "ours", some, checkpointed=way == "checkpointed"))
-            found = {way: summarise(some) for way, some in runs.items()}
-            for entry in found.values():
-                entry["ratio"] = entry["seconds_a_qa"] / found["plain"]["seconds_a_qa"]
-            table[model][method] = found
-            say(model, method, {way: (entry["peak_gb"], entry["ratio"]) for way, entry in found.items()})
+            longest = article_groups(tokens=(2048, 4000), cut=2048)[:1] * 3  # the same in both rounds
+            table[model][method] = compare(model, method, ["ours", "ours checkpointed"], 2, groups=longest)
     elif name == "profile":
         for model, method in pairs:
             some = article_groups()[:2]
@@ -413,7 +401,7 @@ def speed_section(results: dict) -> str:
             if "fp32" in results:
                 row["against Trainer, both fp32"] = f"{results['fp32'][model][method]['hf fp32']['ratio']:.1f} ×"
             if "memory" in results:
-                plain, saving = (results["memory"][model][method][way] for way in ("plain", "checkpointed"))
+                plain, saving = (results["memory"][model][method][way] for way in ("ours", "ours checkpointed"))
                 row["GB at 2,048 tokens"] = f"{plain['peak_gb']:.1f}"
                 row["the same, checkpointed"] = f"{saving['peak_gb']:.1f}, {saving['ratio']:.2f} × the time"
             if "questions" in results:

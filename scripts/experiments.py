@@ -157,6 +157,8 @@ def main() -> None:
 
     results = (bq.read_json(RESULTS) if RESULTS.exists() else {}) | {"model": MODEL}
     parts = sys.argv[1:] or ["search", "kinds"]
+    if unknown := set(parts) - {"search", "kinds"}:
+        sys.exit(f"There is no part {unknown.pop()!r}. There are: search, kinds.")
     if "search" in parts:
         results["search"], _ = experiments(SEARCH, SEARCH_ALL, held_out)
         save(results)

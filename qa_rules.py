@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import islice, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 
 from nltk.tokenize.punkt import PunktSentenceTokenizer
@@ -28,7 +28,6 @@ __all__ = ["KINDS", "ORIGINAL_KINDS", "UNANSWERABLE", "article_context", "find_p
 ORIGINAL_KINDS = ("title", "date", "about")
 UNANSWERABLE = "The press release does not say."
 PER_SENTENCE = 2  # pairs that one sentence may give
-UNANSWERABLE_PAIRS = 1  # questions without an answer that an article may have
 OTHERS_READ = 6  # other articles that are asked for such questions
 
 Found = Iterator[tuple[str | tuple[str, ...], int, int]]  # a question or its phrasings, start and end of the answer
@@ -141,14 +140,12 @@ def who(page: Page) -> Found:
                 yield asked, start, end + (nation.end() if nation else 0)
 
 
-NAMED = {  # what an article may name
-    "product": r"\b(?:BMW|MINI) (?:iX?\d\b|X\d\b|M\d\b|XM\b|Z4\b|[1-8] Series\b|[A-Z] \d{3,4} [A-Z]+\b|M \d{4} [A-Z]+\b"
-    r"|Cooper\b|Countryman\b|Aceman\b)",
-    "plant": r"\b(?:BMW Group |MINI )?Plant [A-Z]\w+(?: [A-Z]\w+){0,2}",
-    "race": rf"\b(?!BMW|MINI|The |Team )(?:{CAPITAL} (?:of )?)+(?:Race|Cup|Trophy|Masters|Open|Grand Prix|Rally)\b",
-}
+PRODUCT = (
+    r"\b(?:BMW|MINI) (?:iX?\d\b|X\d\b|M\d\b|XM\b|Z4\b|[1-8] Series\b|[A-Z] \d{3,4} [A-Z]+\b|M \d{4} [A-Z]+\b"
+    r"|Cooper\b|Countryman\b|Aceman\b)"
+)
 MODEL = re.compile(
-    rf"(?>(?:{NAMED['product']})(?: (?:(?!Racing|Trophy|Cup|Team|Junior){CAPITAL}|\d+\b(?!-|[.,]\d)|[ex]Drive\w*))*)"
+    rf"(?>{PRODUCT}(?: (?:(?!Racing|Trophy|Cup|Team|Junior){CAPITAL}|\d+\b(?!-|[.,]\d)|[ex]Drive\w*))*)"
     r"(?!\w| (?:Racing|Trophy|Cup)\b)"
 )
 
@@ -467,6 +464,7 @@ NO_TOWN = re.compile(
 )
 NEGATED = re.compile(r"\b(?:not|never|nor)\b|n’t\b")  # "not because of their age"
 LASTS = re.compile(r" (?:seconds|minutes|hours|days|weeks|months|years)$")
+OPENERS = "The A An In On At For From With After Before During Since Until By More Over Around About All Some".split()
 GAPS = (  # how it is asked for, what is missing, what it looks like
     ("Why", "reason", REASON),
     ("Where", "place", TOWN),
@@ -531,6 +529,7 @@ def show(kind: str, text: str) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # Questions whose answer is no span: yes or no, and what this article does not say
 
+LONG_MONTHS = [month for month in MONTHS if month not in ("February", "April", "June", "September", "November")]
 SUPERLATIVE = re.compile(r"\b(?:one of the|first|last|only|most|least|best|[a-z]+est)\b")
 
 
@@ -570,7 +569,8 @@ def falsify(question: str, rng: random.Random) -> str:
     """The question with another figure or month in place of its only one; unchanged where it has none, or several."""
     months = re.findall(rf"\b{MONTH}\b", question)
     if len(months) == 1:
-        other = rng.choice([month for month in MONTHS if month != months[0]])
+        long = re.search(rf"\b(?:29|3[01]) {months[0]}", question)  # there is no 31 April
+        other = rng.choice([month for month in (LONG_MONTHS if long else MONTHS) if month != months[0]])
         return re.sub(rf"\b{months[0]}\b", other, question)
     figures = rf"(?<![-#.,/:\w])({DIGITS}|{'|'.join(WORDS)})(?= (?:million |billion )?(?:{UNIT}|[a-z]{{4,}}s\b))"
     found = list(re.finditer(figures, question))
@@ -586,81 +586,80 @@ def falsify(question: str, rng: random.Random) -> str:
     return question[: found[0].start()] + new + question[found[0].end() :]
 
 
-TOPICS = PUBLIC, STAFF, MONEY, MADE, START, OPENED = (  # words one of which tells of a thing
-    "spectator|visitor|fans|audience|crowd|guest|attend|viewer|public|people|participant",
-    "employ|people|staff|workforce|worker|colleague|jobs|team|men and women",
-    "€|euro|price|cost|dollar|pound|chf|franc|free|money|purse",
-    "plant|buil[dt]|produc|manufactur|assembl|factory|made",
-    "launch|market|available|deliver|order|sale|premier|debut|present|start|begin|begun|began|show",
-    "open|found|since|establish|inaugurat|built in|anniversary|history|start",
-)
-UNTOLD = (  # of what, the question, as the rules ask it elsewhere, and the words that an article needs to tell it
-    ("product", "How much does the {} cost?", MONEY),
-    ("product", "What range does the {} have?", r"range|kilomet|km\b|miles"),
-    ("product", "Where is the {} built?", MADE),
-    ("product", "When will the {} be launched?", START),
-    ("person", "Where was {} born?", "born|native|grew up|birth|comes from|home|from "),
-    ("plant", "How many employees does {} have?", STAFF),
-    ("plant", "When was {} opened?", OPENED),
-    ("race", "How many spectators came to the {}?", PUBLIC),
-    ("race", "How much do tickets for the {} cost?", MONEY),
+SWAPPED = ("who", "which", "where", "when", "why", "figure", "gap")  # kinds whose questions tell what the article tells
+FOREIGN = ("quote", "office", "person", "definition", "section", "list")  # those about something with a name
+DATELINE = re.compile(rf"({CAPITAL}(?: {CAPITAL})*)\. (?=[A-Z“])")
+AREA = re.compile(  # what has towns in it: that something was in Ulm is told by "in Germany"
+    r"Europe|Asia|Africa|America|Australia|Bavaria|Brandenburg|Saxony|California|Carolina|Texas|[a-z]+land\b|[a-z]+stan\b"
+    r"|Germany|Austria|Italy|France|Spain|Portugal|Belgium|Luxembourg|Denmark|Norway|Sweden|Hungary|Czech|Slovakia"
+    r"|Slovenia|Croatia|Greece|Turkey|Britain|Kingdom|Ireland|States|Canada|Mexico|Brazil|Argentina|Uruguay|Chile|China"
+    r"|Japan|Korea|India|Malaysia|Indonesia|Vietnam|Singapore|Morocco|Egypt|Kenya|Emirates|Qatar|Saudi|Israel"
 )
 
 
-def unanswerable(page: Page, others: Sequence[Page], like: Sequence[str], rng: random.Random) -> Iterator[str]:
-    """Questions as the rules ask them: of what this article names but does not tell, and those that others answer.
+def unanswerable(page: Page, others: Sequence[Page], pairs: Sequence[dict], rng: random.Random) -> Iterator[str]:
+    """Questions that the article does not answer, each made like one of its `pairs`, so that no wording tells.
 
-    First those that begin as one of the questions that this article answers, `like`: no first word shall tell.
+    The pair's own question with something else in it (`swapped`), or one of its kind about another article (`foreign`).
 
-    >>> article = {"title": "", "date": "2025-05-02", "text": "The BMW iX3 is a car for all."}
-    >>> page = read_page(article, train_splitter([]))
-    >>> next(unanswerable(page, [], ["When was it?", "Who won?"], random.Random(0)))
-    'When will the BMW iX3 be launched?'
+    >>> article = {"title": "", "date": "2025-05-02", "text": "The race was held in Ulm on 3 May."}
+    >>> pair = {"kind": "where", "question": "Where was the race held on 3 May?"}
+    >>> list(unanswerable(read_page(article, train_splitter([])), [], [pair], random.Random(0)))
+    ['Where was the race held on 3 October?']
     """
-    words = page.plain.lower()
-    named = {kind: [name for name, _ in Counter(re.findall(NAMED[kind], page.plain)).most_common(2)] for kind in NAMED}
-    named["person"] = sorted(page.people)[:2]
-    near = [text.format(name) for kind, text, need in UNTOLD if not re.search(need, words) for name in named[kind]]
-    far = [question for other in others for question in foreign_questions(other, words, rng)]
-    found = rng.sample(near, len(near)) + rng.sample(far, len(far))
-    for question in rng.sample(like, len(like)):
-        same = [other for other in found if opening(other) == opening(question)]
-        if same:
-            found.remove(same[0])
-            yield same[0]
-    yield from found
+    for make, kinds in rng.sample([(swapped, SWAPPED), (foreign, FOREIGN)], 2):
+        for pair in rng.sample(pairs, len(pairs)):
+            if pair["kind"] in kinds:
+                yield from make(page, others, pair, rng)
+    for kind in rng.sample(FOREIGN, len(FOREIGN)):  # for an article that answers no question of these kinds
+        yield from foreign(page, others, {"kind": kind}, rng)
 
 
-def opening(question: str) -> str:
-    """The words that say what is asked for: opening("How many fans came?") is "How many", of others the first."""
-    return " ".join(question.split()[: 2 if question.startswith("How ") else 1])
+def swapped(page: Page, others: Sequence[Page], pair: dict, rng: random.Random) -> list[str]:
+    """The pair's question with a figure, month, town, model or person in it that the article lacks; none or one.
+
+    SQuAD 2.0 calls that an entity swap (Rajpurkar, Jia and Liang 2018, "Know What You Don't Know", table 1).
+    """
+    question = pair["question"]
+    if re.search("is missing from|completes", question):
+        return []  # it is missing there all the same
+    datelines = [DATELINE.match(other.plain, other.sentences[0][0]) for other in others if other.sentences]
+    swaps = [falsify(question, rng)]
+    for own, theirs in (
+        (
+            [name for name in TOWN.findall(page.plain) if not AREA.search(name)],
+            {match[1] for match in datelines if match},
+        ),
+        (MODEL.findall(page.plain), {name for other in others for name in MODEL.findall(other.plain)}),
+        (page.people, {name for other in others for name in other.people}),
+    ):
+        for name in sorted(set(own)):
+            asked = re.compile(rf"(?<= ){re.escape(name)}(?!\w| [A-Z])")
+            strange = sorted(other for other in theirs if other.split()[:2] != name.split()[:2])
+            if strange and asked.search(question):
+                swaps.append(asked.sub(rng.choice(strange), question))
+    told, asked = words_of(page.plain), words_of(question)
+    fits = [swap for swap in swaps if (new := words_of(swap) - asked) and not new & told]
+    return rng.sample(fits, min(len(fits), 1))
 
 
-def foreign_questions(other: Page, words: str, rng: random.Random) -> list[str]:
-    """Of each kind one question that another article answers, about what an article with these `words` lacks."""
-    questions = []
-    asking = [rule for rule in RULES.values() if rule not in (mentioned, gap)]  # "none", no such sentence: right, too
-    for rule in asking:
-        found = []
-        for phrasings, start, end in rule(other):
+def words_of(text: str) -> set[str]:
+    """Its words, brands aside: sorted(words_of("a BMW X1")) is ["X1", "a"]."""
+    return set(re.findall(r"\w+", text)) - {"BMW", "MINI"}
+
+
+def foreign(page: Page, others: Sequence[Page], pair: dict, rng: random.Random) -> list[str]:
+    """A question of the pair's kind about another article, most of whose names this one does not have; none or one."""
+    found, words = [], page.plain.lower()
+    for other in others:
+        for phrasings, start, end in RULES[pair["kind"]](other):
             question = phrase(phrasings, rng)
-            quoted = re.findall("“([^”]+)”", question)
-            names = set(quoted or re.findall(rf"(?<=\s){CAPITAL}", question))
+            names = set(re.findall("“([^”]+)”", question) or re.findall(rf"(?<=\s){CAPITAL}", question))
             names -= {*MONTHS, "BMW", "Group", "Head", "MINI"}
-            things = set(re.findall(r"\b[a-z]{5,}\b", question))
-            if names:
-                lacks = 2 * sum(name.lower() not in words for name in names) >= len(names)
-            else:
-                lacks = rule is figure and things and not any(is_told(thing, words) for thing in things)
-            if lacks and other.context[start:end].lower() not in words:
+            lacking = sum(name.lower() not in words for name in names)
+            if names and 2 * lacking >= len(names) and other.context[start:end].lower() not in words:
                 found.append(question)
-        questions += rng.sample(found, min(len(found), 1))
-    return questions
-
-
-def is_told(thing: str, words: str) -> bool:
-    """Whether `words` have the thing or a word of its topic: is_told("spectators", "many fans came") is True."""
-    return thing[:5] in words or any(re.search(topic, thing) and re.search(topic, words) for topic in TOPICS)
+    return rng.sample(found, min(len(found), 1))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -691,16 +690,12 @@ def find_pairs(
             pairs.append(make_pair(kind, rng.choice(QUESTIONS[kind]), page.context[slice(*span)], span))
         else:
             reasons["title: empty" if kind == "title" else "about: no paragraph is a sentence"] += 1
+    originals = len(pairs)
     rest = [other for other in others if other["id"] != article["id"]]
     rest = [read_page(other, splitter) for other in rng.sample(rest, min(OTHERS_READ, len(rest)))]
     often = [kind for kind in RULES if kind not in A_TURN]
     order = ["yes_no", *A_TURN, *rng.sample(often, len(often))]
     found = {kind: candidates(kind, page, rest, rng) for kind in order if kind in kinds}
-    if "unanswerable" in kinds:
-        like = [pair["question"] for kind in found if kind not in ("yes_no", "gap") for pair in found[kind]]
-        untold = islice(unanswerable(page, rest, like, rng), UNANSWERABLE_PAIRS)
-        first = [make_pair("unanswerable", question, UNANSWERABLE, None) for question in untold]
-        found = {"unanswerable": first} | found
     reasons.update({f"{kind}: nothing found": 1 for kind, queue in found.items() if not queue})
     turns = [found[kind][i :: A_TURN.get(kind, 1)] for kind in found for i in range(A_TURN.get(kind, 1))]
     asked, used = set(), Counter()
@@ -717,6 +712,14 @@ def find_pairs(
             asked.add(pair["question"])
             used[sentence] += 1
             pairs.append(pair)
+    if "unanswerable" in kinds and (limit is None or limit > originals):
+        kept = pairs[: None if limit is None else limit - 1]
+        like = [pair for pair in kept if pair["kind"] in RULES]
+        if question := next(unanswerable(page, rest, like, rng), None):
+            reasons.update(f"{pair['kind']}: over the limit" for pair in pairs[len(kept) :])
+            pairs = [*kept, make_pair("unanswerable", question, UNANSWERABLE, None)]
+        else:
+            reasons["unanswerable: nothing found"] += 1
     return pairs, reasons
 
 

@@ -14,6 +14,7 @@ import pytest
 import qa_rules
 import qa_sentences
 from qa_rules import KINDS, ORIGINAL_KINDS, UNANSWERABLE, article_context, find_pairs, train_splitter
+from qa_sentences import read_page
 
 ROOT = Path(__file__).parent.parent
 SPANS = [kind for kind in KINDS if kind not in ("yes_no", "unanswerable")]
@@ -132,16 +133,43 @@ def test_the_same_seed_gives_the_same_pairs_and_another_seed_others(corpus):
     assert first == again != other
 
 
-def test_a_question_without_answer_names_what_the_article_does_not_tell():
-    article = make_article("Munich. The BMW iX3 has been shown to a small circle of guests in Garmisch this week.")
-    other = make_article("Ulm. Berg Racing was founded in 1999. The plant in Ulm employs 640 people.", name="T2EN")
-    questions = [pair["question"] for pair in find_pairs(article, ("unanswerable",), others=[article, other])[0]]
-    assert questions and all(re.search("iX3|Ulm|Berg|Hill Race", question) for question in questions)
-    assert "How much does the BMW iX3 cost?" not in [
-        pair["question"]
-        for seed in range(9)
-        for pair in find_pairs(make_article("The BMW iX3 costs 60,000 euros in Ulm."), ("unanswerable",), seed=seed)[0]
-    ]
+@pytest.mark.parametrize(
+    "question, thing, other",
+    [
+        ("Where was the race with 74 riders held?", "74", r"[1-689]4"),
+        ("Where was the race held on 3 May?", "May", r"(?!May)[A-Z][a-z]+"),
+        ("When was the race held in Ulm with the rest?", "Ulm", "Garmisch"),
+        ("Where was the BMW M4 GT3 Evo shown?", "BMW M4 GT3 Evo", "BMW iX3"),
+        ("Where did the fans see Anna Berg?", "Anna Berg", "Eva Lind"),
+        ("Where: “She won in front of 74,000 spectators in …”?", "74,000", r"[1-689]4,000"),
+        ("Which place is missing from “She won in front of 74,000 spectators in …”?", None, None),
+        ("When was the race held in Germany with the rest?", None, None),  # Garmisch is in it
+        ("Where did the race begin?", None, None),
+    ],
+)
+def test_a_swapped_question_has_something_else_in_it_that_the_article_lacks(question, thing, other):
+    here = make_article("Ulm. The BMW M4 GT3 Evo of Anna Berg (GER) won in Ulm with the BMW M4 GT3 in May 2024 in Germany.")
+    there = make_article("Garmisch. The BMW iX3 of Eva Lind (SWE) was shown in May.")
+    here, there = (read_page(article, train_splitter([])) for article in (here, there))
+    for seed in range(5):
+        found = qa_rules.swapped(here, [there], {"question": question}, random.Random(seed))
+        assert len(found) == (thing is not None)
+        assert not found or re.fullmatch(re.escape(question).replace(re.escape(thing), other), found[0])
+
+
+def test_no_question_without_answer_where_the_article_has_the_other_thing_too():
+    page = read_page(make_article(f"The race is held in {', '.join(qa_rules.MONTHS)}."), train_splitter([]))
+    assert qa_rules.swapped(page, [], {"question": "Where was the race held in May?"}, random.Random(0)) == []
+
+
+def test_questions_without_answer_are_made_like_those_with_one_and_alone_if_there_are_none(corpus):
+    articles, splitter = corpus
+    together = [find_pairs(article, KINDS, 16, splitter, articles)[0] for article in articles]
+    untold = [(pairs[-1]["question"], [pair["question"] for pair in pairs[:-1]]) for pairs in together]
+    twins = [min(len(set(question.split()) - set(other.split())) for other in others) for question, others in untold]
+    assert 0 not in twins and sum(differ <= 3 for differ in twins) > len(articles) / 5
+    alone = [find_pairs(article, ("title", "unanswerable"), 16, splitter, articles)[0] for article in articles[:5]]
+    assert all([pair["kind"] for pair in pairs] == ["title", "unanswerable"] for pairs in alone)
 
 
 @pytest.mark.parametrize(
@@ -249,6 +277,11 @@ def test_a_paragraph_that_is_no_simple_sentence_gives_nothing(sentence):
 )
 def test_a_gap_takes_out_what_its_question_asks_for(sentence, missing):
     assert {pair["answer"] for pair in find_pairs(make_article(sentence), ["gap"])[0]} == missing
+
+
+def test_a_false_month_has_as_many_days():
+    asked = {qa_rules.falsify("Does the race start on 31 May?", random.Random(seed)) for seed in range(50)}
+    assert len(asked) == 6 and not [question for question in asked if re.search("Feb|Apr|Jun|Sep|Nov|May", question)]
 
 
 def test_a_false_month_leaves_names_alone():

@@ -678,7 +678,7 @@ def find_pairs(
 
     "evidence" is [start, end] in `article_context(article)`, or None where nothing in the text shows the answer. The
     original kinds come first, whatever `limit` is; the others take turns until it is reached, those of A_TURN first and
-    with more than one pair. `others` are articles whose questions this one does not answer.
+    with more than one pair. The last pair is a question without an answer, made with what `others`, articles, have.
     """
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise ValueError(f"kinds: got {unknown[0]!r}, need some of {', '.join(KINDS)}.")

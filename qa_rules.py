@@ -464,7 +464,6 @@ NO_TOWN = re.compile(
 )
 NEGATED = re.compile(r"\b(?:not|never|nor)\b|n’t\b")  # "not because of their age"
 LASTS = re.compile(r" (?:seconds|minutes|hours|days|weeks|months|years)$")
-OPENERS = "The A An In On At For From With After Before During Since Until By More Over Around About All Some".split()
 GAPS = (  # how it is asked for, what is missing, what it looks like
     ("Why", "reason", REASON),
     ("Where", "place", TOWN),
@@ -607,29 +606,30 @@ def unanswerable(page: Page, others: Sequence[Page], pairs: Sequence[dict], rng:
     >>> list(unanswerable(read_page(article, train_splitter([])), [], [pair], random.Random(0)))
     ['Where was the race held on 3 October?']
     """
-    for make, kinds in rng.sample([(swapped, SWAPPED), (foreign, FOREIGN)], 2):
+    for kinds in rng.sample([SWAPPED, FOREIGN], 2):
         for pair in rng.sample(pairs, len(pairs)):
-            if pair["kind"] in kinds:
-                yield from make(page, others, pair, rng)
+            if pair["kind"] not in kinds:
+                continue
+            if kinds is SWAPPED:
+                yield from swapped(page, others, pair["question"], rng)
+            else:
+                yield from foreign(page, others, pair["kind"], rng)
     for kind in rng.sample(FOREIGN, len(FOREIGN)):  # for an article that answers no question of these kinds
-        yield from foreign(page, others, {"kind": kind}, rng)
+        yield from foreign(page, others, kind, rng)
 
 
-def swapped(page: Page, others: Sequence[Page], pair: dict, rng: random.Random) -> list[str]:
-    """The pair's question with a figure, month, town, model or person in it that the article lacks; none or one.
+def swapped(page: Page, others: Sequence[Page], question: str, rng: random.Random) -> list[str]:
+    """The question with a figure, month, town, model or person in it that the article lacks; none or one.
 
     SQuAD 2.0 calls that an entity swap (Rajpurkar, Jia and Liang 2018, "Know What You Don't Know", table 1).
     """
-    question = pair["question"]
     if re.search("is missing from|completes", question):
         return []  # it is missing there all the same
+    towns = [name for name in TOWN.findall(page.plain) if not AREA.search(name)]
     datelines = [DATELINE.match(other.plain, other.sentences[0][0]) for other in others if other.sentences]
     swaps = [falsify(question, rng)]
     for own, theirs in (
-        (
-            [name for name in TOWN.findall(page.plain) if not AREA.search(name)],
-            {match[1] for match in datelines if match},
-        ),
+        (towns, {match[1] for match in datelines if match}),
         (MODEL.findall(page.plain), {name for other in others for name in MODEL.findall(other.plain)}),
         (page.people, {name for other in others for name in other.people}),
     ):
@@ -638,8 +638,8 @@ def swapped(page: Page, others: Sequence[Page], pair: dict, rng: random.Random) 
             strange = sorted(other for other in theirs if other.split()[:2] != name.split()[:2])
             if strange and asked.search(question):
                 swaps.append(asked.sub(rng.choice(strange), question))
-    told, asked = words_of(page.plain), words_of(question)
-    fits = [swap for swap in swaps if (new := words_of(swap) - asked) and not new & told]
+    told, before = words_of(page.plain), words_of(question)
+    fits = [swap for swap in swaps if (new := words_of(swap) - before) and not new & told]
     return rng.sample(fits, min(len(fits), 1))
 
 
@@ -648,11 +648,11 @@ def words_of(text: str) -> set[str]:
     return set(re.findall(r"\w+", text)) - {"BMW", "MINI"}
 
 
-def foreign(page: Page, others: Sequence[Page], pair: dict, rng: random.Random) -> list[str]:
-    """A question of the pair's kind about another article, most of whose names this one does not have; none or one."""
+def foreign(page: Page, others: Sequence[Page], kind: str, rng: random.Random) -> list[str]:
+    """A question of this kind about another article, most of whose names this one does not have; none or one."""
     found, words = [], page.plain.lower()
     for other in others:
-        for phrasings, start, end in RULES[pair["kind"]](other):
+        for phrasings, start, end in RULES[kind](other):
             question = phrase(phrasings, rng)
             names = set(re.findall("“([^”]+)”", question) or re.findall(rf"(?<=\s){CAPITAL}", question))
             names -= {*MONTHS, "BMW", "Group", "Head", "MINI"}

@@ -36,6 +36,7 @@ THREE = list(ORIGINAL_KINDS)
 ORIGINAL = yaml.safe_load((ROOT / "scripts" / "original.yaml").read_text(encoding="utf-8"))
 ADAPTER = {key: ORIGINAL[key] for key in ("LORA_R", "LORA_ALPHA", "LORA_TARGETS")}
 LINEAR = {"LORA_R": 16, "LORA_ALPHA": 32, "LORA_TARGETS": "all-linear"}
+PARTS = ("search", "kinds")
 SEARCH_ALL = {"MAX_STEPS": 21, "EVAL_STEPS": 21, "HELD_OUT": 6}
 SEARCH = {  # name: (variant, parameters)
     "full, 1.5e-4": ("full_ft", {"LEARNING_RATE_FULL": 1.5e-4}),
@@ -156,9 +157,9 @@ def main() -> None:
         return bq.drop_long(asked, tokenizer, DEFAULTS["MAX_TOKENS"])[0]
 
     results = (bq.read_json(RESULTS) if RESULTS.exists() else {}) | {"model": MODEL}
-    parts = sys.argv[1:] or ["search", "kinds"]
-    if unknown := set(parts) - {"search", "kinds"}:
-        sys.exit(f"There is no part {unknown.pop()!r}. There are: search, kinds.")
+    parts = sys.argv[1:] or PARTS
+    if unknown := set(parts) - set(PARTS):
+        sys.exit(f"There is no part {unknown.pop()!r}. There are: {', '.join(PARTS)}.")
     if "search" in parts:
         results["search"], _ = experiments(SEARCH, SEARCH_ALL, held_out)
         save(results)

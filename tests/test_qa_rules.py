@@ -14,7 +14,6 @@ import pytest
 import qa_rules
 import qa_sentences
 from qa_rules import KINDS, ORIGINAL_KINDS, UNANSWERABLE, article_context, find_pairs, train_splitter
-from qa_sentences import read_page
 
 ROOT = Path(__file__).parent.parent
 SPANS = [kind for kind in KINDS if kind not in ("yes_no", "unanswerable")]
@@ -148,18 +147,22 @@ def test_the_same_seed_gives_the_same_pairs_and_another_seed_others(corpus):
     ],
 )
 def test_a_swapped_question_has_something_else_in_it_that_the_article_lacks(question, thing, other):
-    here = make_article("Ulm. The BMW M4 GT3 Evo of Anna Berg (GER) won in Ulm with the BMW M4 GT3 in May 2024 in Germany.")
+    here = make_article(
+        "Ulm. The BMW M4 GT3 Evo of Anna Berg (GER) won in Ulm with the BMW M4 GT3 in May 2024 in Germany."
+    )
     there = make_article("Garmisch. The BMW iX3 of Eva Lind (SWE) was shown in May.")
-    here, there = (read_page(article, train_splitter([])) for article in (here, there))
+    here, there = (qa_sentences.read_page(article, train_splitter([])) for article in (here, there))
     for seed in range(5):
-        found = qa_rules.swapped(here, [there], {"question": question}, random.Random(seed))
+        found = qa_rules.swapped(here, [there], question, random.Random(seed))
         assert len(found) == (thing is not None)
         assert not found or re.fullmatch(re.escape(question).replace(re.escape(thing), other), found[0])
 
 
 def test_no_question_without_answer_where_the_article_has_the_other_thing_too():
-    page = read_page(make_article(f"The race is held in {', '.join(qa_rules.MONTHS)}."), train_splitter([]))
-    assert qa_rules.swapped(page, [], {"question": "Where was the race held in May?"}, random.Random(0)) == []
+    page = qa_sentences.read_page(
+        make_article(f"The race is held in {', '.join(qa_rules.MONTHS)}."), train_splitter([])
+    )
+    assert qa_rules.swapped(page, [], "Where was the race held in May?", random.Random(0)) == []
 
 
 def test_questions_without_answer_are_made_like_those_with_one_and_alone_if_there_are_none(corpus):

@@ -12,7 +12,8 @@ from nltk.tokenize.punkt import PunktSentenceTokenizer, PunktTrainer
 
 MONTHS = "January February March April May June July August September October November December".split()
 ABBREVIATIONS = (
-    "dr prof mr mrs ms st no nos ca approx incl excl max min vs jr sr inc corp ltd co gen u.s u.k e.v e.g i.e a.m p.m"
+    "dr prof mr mrs ms st no nos ca approx incl excl max min vs jr sr inc corp ltd co gen u.s u.k e.v e.g i.e a.m p.m "
+    "sept oct nov dec"
 ).split()
 UNITS = "kw hp nm kwh km kg mm cm m g l s h".split()
 
@@ -69,7 +70,7 @@ def paragraph_spans(context: str, start: int) -> list[Span]:
 NOT_PROSE = re.compile(
     r"\+\+\+|\t|^[*•]|^[-–] |^(ladies and|dear |check against|good (morning|afternoon|evening))"
     r"|^(in (case|the event) of |if you have any |for (further|more) |press contact|media contact|contact)"
-    r"|\b(phone|telephone|tel|fax|mobile|e-?mail|instagram|linkedin|youtube|facebook|x)\.? ?:|\w@\w|^(https?://|www\.)"
+    r"|^.{0,150}\bwelcome[^.]*!$|\b(phone|telephone|tel|fax|mobile|e-?mail|instagram|linkedin|youtube|facebook|x)\.? ?:|\w@\w|^(https?://|www\.)"
     r"|^[^.]{0,90}: ?(fuel|energy|electric|power)[^.]{0,20}consumption",
     re.I,
 )
@@ -93,10 +94,11 @@ def is_prose(paragraph: str) -> bool:
 
 WORDS = "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen twenty".split()
 DIGITS = r"\d+(?:[.,]\d+)*"
-NUMBER = rf"(?:(?<![#.,\w])(?:€\s?)?\b{DIGITS}|\b(?:{'|'.join(WORDS)}))(?:\s(?:million|billion))?\b"
+NUMBER = rf"(?:(?<![#.,\w])(?:€\s?)?\b{DIGITS}|(?<!-)\b(?:{'|'.join(WORDS)}))(?:\s(?:million|billion))?\b"
 ABOUT = (
-    r"(?i:(?:around|about|some|nearly|almost|roughly|approximately|exactly|just (?:over|under)|(?:well )?over|up to"
-    r"|(?:no )?(?:more|less|fewer) than|at least|as many as)\s)?"
+    r"(?i:(?:around|about|some|nearly|almost|roughly|approximately|exactly|just (?:over|under)|up to"
+    r"|(?:well )?(?<!handed )(?<!taken )(?<!developed )(?<!spread )over|(?:no )?(?:more|less|fewer) than|at least"
+    r"|as many as)\s)?"
 )
 UNIT = (
     r"(?:%|(?:per ?cent|percent|euros|(?:US )?dollars|pounds|cents|kroner|pesos|kW|kilowatts?|megawatts?|hp|Nm|kWh"
@@ -116,7 +118,7 @@ NAME = rf"{TITLE[:-1]}*{CAPITAL}(?:\s(?:(?:de|da|di|del|van|von|der|den|la|le|zu
 NO_NAME = re.compile(
     r"\b(?:BMW|MINI|Group|AG|GmbH|The|In|On|At|For|Team|Racing|Motorsport|Plant|Board|Head|M|Series|Photo|Phone|Motorrad"
     r"|Riders?|Drivers?|Pilots?|Statement|World|Director|Manager|Project|Product|Now|But|When|While|As|After|Even|Today|Also|Then|With|From|By|Both)\b"
-    r"|Speedway|Circuit|International|Klub|Squad|Moto|Sports|Esports|Ring\b"  # a race track, a team
+    r"|Speedway|Circuit|International|Klub|Squad|Moto|Sports|Esports|Ring\b|Mans\b|Empire\b"  # a race track, a team
 )
 ROLE = (
     r"(?:(?:Senior |Deputy |Executive |Managing |Chief |Vice |Project |Product |Team |Technical |General |Plant )*"
@@ -129,6 +131,7 @@ OFFICE_ENDS = (
     rf"\d+[:.]\d+|who|since|and\s[a-z]+|said|says|in\s{CAPITAL}\son|Phone|Telephone|Tel|Mobile|Fax|Mail|E-?mail|Email"
 )
 OFFICE = rf"{ROLE}(?:\s(?!(?:{OFFICE_ENDS})\b)[^\s,.;:“”\"()]+)*{DEPARTMENTS}"
+AFTER_OFFICE = re.compile(rf"{ROLE}[^.,:;“”]*, $")  # "Director of Exhibitions, Tate Modern said"
 SAYS = "says|said|explains?|explained|adds|added|reports|reported|recalls|recalled|comments|commented|emphasi[sz]es"
 
 # Verbs whose forms a question needs, by their infinitive
@@ -145,7 +148,7 @@ IRREGULAR = dict(
 INTRANSITIVE = (  # a preposition may follow: "opens in", "rose by"
     "open start end last join succeed serve operate reach total account climb increase decrease decline improve "
     "finish compete belong consist return move accelerate appear live work participate begin run come go "
-    "become rise fall grow stand get take lie travel amount date contribute give drop"
+    "become rise fall grow stand get take lie travel amount date contribute give drop sprint"
 ).split()
 TRANSITIVE = (  # an object must follow, or "the car built in Munich" would be a clause
     "measure offer deliver feature provide present receive complete produce cover celebrate expect supply include "
@@ -231,20 +234,21 @@ UNCLEAR = re.compile(  # what a question cannot say without the sentences around
     r"\b(?:he|she|it|they|him|them|this|these|those|such|here|there|latter|respectively|others?|another|I|we|our|us|my|me"
     r"|you|your|not|never|nor|hardly|nobody|nothing|neither|if|unless|would|could|might|both|that|(?<!-)ones?(?!-| of)"
     r"|no(?! (?:more|less|fewer) than)|by then|(?:on|at|in) the same|\d+-year-old"
-    r"|ago|her(?= (?:to|in|at|from|on|with|by)\b))\b",
+    r"|ago|since then|her(?= (?:to|in|at|from|on|with|by)\b))\b",
     re.I,
 )
 NO_SUBJECT = re.compile(
-    r"^(?:One|Some|All|Each|Every|Many|Most|Few|More|Only|Even|Just|Not|What|Who|How|Why|Where|When|As|If|To|With|Without"
+    r"^(?:One|Ever|Some|All|Each|Every|Many|Most|Few|More|Only|Even|Just|Not|What|Who|How|Why|Where|When|As|If|To|With|Without"
     r"|Here|Now|Once|Afterwards|Its|Their|His|Her|Or|And|But|So|Yet|Up|Next|First|Second|Third|Last|Further|Thanks|Also|Another|Other"
     r"|In|On|At|By|For|From|Of|After|Before|During|While|Because|Since|Like|Over|Under|Among|Between|\w+ing|\w+ly)\b",
     re.I,
 )
 ADVERB = (
-    r"(?: (?:also|always|long|just|now|already|currently|once again|again|still|recently|soon|then|therefore|\w+ly))?"
+    r"(?: (?:also|always|long|just|now|already|currently|once again|again|still|recently|soon|then|therefore|today"
+    r"|(?!(?:ap|sup|re|com|multi)p?ly\b|fly\b)\w+ly))?"
 )
 DONE = (
-    r"(?:\w+(?:ed|wn|ing)|(?!ten|seven|eleven|open|women|men|children|even|often)\w+en|put|born"
+    r"(?:\w+(?:ed|wn|ing)|(?!ten|seven|eleven|open|women|men|children|even|often)\w+en|put|set|hit|born"
     rf"|{'|'.join(IRREGULAR.values())})\b"
 )
 PARTICIPLE = re.compile(rf"{ADVERB}((?: been| being)? {DONE}| been\b|)")
@@ -259,10 +263,12 @@ PREPOSITION = re.compile(
 )
 APPOSITION = re.compile(rf"([^,;:–]{{3,70}})(,[^,;:–]{{3,90}}(?:,[^,;:–]{{1,60}})?,)(?= (?:{ANY_FINITE})\b)")
 ADJECTIVES = re.compile(  # "a modern, elegant look", where a comma ends no clause
-    r" (?:an?|the|its) [a-z-]+, (?!(?:which|who|where|when|with|and|but|while|so|as|in|on|at|of|for|from|to|by|because"
-    r"|due|thanks|\w+ing)\b)[a-z-]+ [a-z]"
+    r" (?:an?|the|its)(?: [a-z]+ly)? [a-z-]+, (?!(?:which|who|where|when|with|and|but|while|so|as|in|on|at|of|for|from"
+    r"|to|by|because|due|thanks|\w+ing)\b)[a-z-]+ [a-z]"
 )
-ENUMERATION = re.compile(rf",(?: [^\s,;]+){{1,4}}(?:,(?: [^\s,;]+){{1,4}})*,? (?:and|or|as well as) (?!{ANY_FINITE})")
+ENUMERATION = re.compile(
+    rf",(?: [^\s,;]+){{1,4}}(?:,(?: [^\s,;]+){{1,4}})*,? (?:and|or|as well as) (?!(?:{ANY_FINITE})(?!\.))"
+)
 TRAILING = re.compile(
     r"(?: (?:also|thus|then|therefore|now|already|once again|again|alone|each|(?!family|assembly|supply)[a-z]+ly))+$"
 )
@@ -331,7 +337,10 @@ def find_people(plain: str) -> frozenset[str]:
     >>> sorted(find_people("Anna Berg (GER) met Dr Leo Kurz. “Good,” said Eva Lind, Head of Sales. BMW Group (ABC)"))
     ['Anna Berg', 'Eva Lind', 'Leo Kurz']
     """
-    found = re.findall(rf"({NAME})(?=,? \((?:[A-Z]{{3}}|\d\d)\)|, {ROLE}| (?:{SAYS})\b)", plain)
+    found = re.finditer(
+        rf"(?<! at )(?<! in )(?<! near )({NAME})(?=,? \((?:[A-Z]{{3}}|\d\d)\)|, {ROLE}| (?:{SAYS})\b)", plain
+    )
+    found = [match[1] for match in found if not AFTER_OFFICE.search(plain, max(0, match.start() - 90), match.start())]
     found += re.findall(rf"\b(?:{SAYS}) ({NAME})", plain) + re.findall(rf"(?:Dr|Ms|Mr|Prof)\.? {NAME}", plain)
     names = {re.sub(f"^{TITLE}", "", name) for name in found}
     names = {name for name in names if " " in name and not NO_NAME.search(name)}
@@ -385,7 +394,8 @@ def read_clause(flat: str, sentence: Span, people: frozenset[str]) -> Clause | N
     ):
         return None
     if (
-        NO_SUBJECT.match(re.sub(rf"^{ABOUT}(?=\d)", "", names))
+        re.search(r" (?:after|before|since) ", names)
+        or NO_SUBJECT.match(re.sub(rf"^{ABOUT}(?=\d)", "", names))
         or UNCLEAR.search(f"{lead} {names}")
         or HANGING.search(names)
     ):
@@ -464,7 +474,7 @@ def subject_of(page: Page, clause: Clause) -> str:
     name = is_person(text, page.people) or is_person(first, page.people) or re.match(f"{TITLE}|{WEEKDAY}|{MONTH}", text)
     if name or not first[1:].islower():
         return text
-    phrase = not more or more[0].islower()  # "Production", "Production of the car"
+    phrase = not more or more[0].islower() and not re.match("and [A-Z]", more)  # "Production", "Production of the car"
     if phrase and re.search(r"(?:[ts]ion|ment|ity|ance|ness|[^s]s)$", first):
         return lower
     inside = re.search(rf"(?:[a-zà-ÿ,]|\b[A-Z]\.) {first}\b", page.flat)  # it has a capital inside of sentences too
@@ -474,7 +484,7 @@ def subject_of(page: Page, clause: Clause) -> str:
         return lower
     if not more or inside:
         return text
-    return text if re.match(r"[A-Z\d]|(?:(?:of|for|at|in|de) |d['’])[A-Z]", more) else lower
+    return text if re.match(r"[A-Z\d]|(?:(?:of|for|at|in|de|and) |d['’])[A-Z]", more) else lower
 
 
 def told(page: Page, clause: Clause, start: int) -> str:

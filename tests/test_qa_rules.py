@@ -6,6 +6,7 @@ import random
 import re
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -140,8 +141,6 @@ def test_the_same_seed_gives_the_same_pairs_and_another_seed_others(corpus):
         ("When was the race held in Ulm with the rest?", "Ulm", "Garmisch"),
         ("Where was the BMW M4 GT3 Evo shown?", "BMW M4 GT3 Evo", "BMW iX3"),
         ("Where did the fans see Anna Berg?", "Anna Berg", "Eva Lind"),
-        ("Where: “She won in front of 74,000 spectators in …”?", "74,000", r"[1-689]4,000"),
-        ("Which place is missing from “She won in front of 74,000 spectators in …”?", None, None),
         ("When was the race held in Germany with the rest?", None, None),  # Garmisch is in it
         ("Where did the race begin?", None, None),
     ],
@@ -189,6 +188,9 @@ def test_questions_without_answer_are_made_like_those_with_one_and_alone_if_ther
         "The finished cars will be delivered to BMW dealers in Ulm.",
         "Anna Berg had just completed her last lap of the Hill Race.",
         "Her sister Eva Lind, a veterinary surgeon, drives the car.",
+        "The museum in Ulm shows ‘Hill Tail’, a coachbuilt roadster and the second of four.",
+        "Exactly ten years after Berg Racing was founded on 3 May, a show opens.",
+        "The contract, which was due to expire this year, runs on.",
     ],
 )
 def test_a_sentence_that_could_be_misread_is_left_alone(sentence):
@@ -205,6 +207,9 @@ def test_a_sentence_that_could_be_misread_is_left_alone(sentence):
         ("A factory museum was opened in Ulm back in 1966.", "Where was a factory museum opened back in 1966?", "Ulm"),
         ("Musée d'Orsay hosts the show on 9 May 2025.", "When does Musée d'Orsay host the show?", "9 May 2025"),
         ("Berg Racing sold 12 cars in the U.S. in 2024.", "When did Berg Racing sell 12 cars in the U.S.?", "2024"),
+        ("The BMW iX3 was named best car at a gala in Ulm.", "Where was the BMW iX3 named best car?", "a gala in Ulm"),
+        ("Start-ups can apply for a prize on 3 May.", "When can start-ups apply for a prize?", "3 May"),
+        ("The Hill Race on Sept. 14 was held in 2024.", "When was the Hill Race on Sept. 14 held?", "2024"),
         ("Reserve starts in Ulm on 3 May. Use Reserve to reserve.", "When does Reserve start in Ulm?", "3 May"),
     ],
 )  # fmt: skip
@@ -231,6 +236,63 @@ def test_an_office_keeps_departments_of_several_words():
     text = "“Good,” says Anna Berg, Member of the Board of Management of BMW AG, People and Real Estate."
     pairs, _ = find_pairs(make_article(text), ("office",))
     assert [pair["answer"] for pair in pairs] == [text[text.index("Member") : -1]]
+
+
+def test_an_office_of_several_departments_is_left_alone_where_its_end_is_not_clear():
+    text = "“Good,” says Anna Berg, Head of Events, Exhibitions and Sport."
+    assert find_pairs(make_article(text), ("office", "person"))[0] == []
+
+
+def test_an_organisation_between_an_office_and_its_verb_is_no_person():
+    text = "Eva Lind, Director of Exhibitions, Hill Modern said: “We have waited a long time for this day.”"
+    assert find_pairs(make_article(text), ("quote",))[0] == []
+
+
+def test_a_quotation_is_not_by_who_speaks_next():
+    words = "“In this year we have once again delivered more than 200,000 motorcycles.”"
+    text = f"Anna Berg, Head of Sales: {words} Leo Kurz, Head of Design, adds: “The new one is ours.”"
+    pairs, _ = find_pairs(make_article(text), ("quote",))
+    assert [pair["answer"] for pair in pairs if "200,000" in pair["question"]] == ["Anna Berg"]
+
+
+def test_a_race_track_in_its_country_is_no_driver():
+    assert qa_sentences.find_people("They won at Watkins Glen (USA), in Le Mans (FRA), and with Anna Berg (GER).") == {
+        "Anna Berg"
+    }
+
+
+def test_a_company_is_no_team():
+    asked = set()
+    for name in ("The BMW Group", "Berg Racing"):
+        for seed in range(9):
+            pairs, _ = find_pairs(make_article(f"{name} won the Hill Race in Garmisch."), ("who",), seed=seed)
+            asked |= {(pair["question"].split(" won")[0], name) for pair in pairs}
+    assert asked == {("Who", "The BMW Group"), ("Which company", "The BMW Group"), ("Who", "Berg Racing")} | {
+        ("Which team", "Berg Racing")
+    }
+
+
+def test_a_date_and_a_place_are_no_heading():
+    text = "{}\n\nIt rained in Garmisch at noon on Sunday. The race went on."
+    found = [
+        find_pairs(make_article(text.format(head)), ("section",))[0] for head in ("Ulm, 4 May 2025", "Rain in Ulm")
+    ]
+    assert [len(pairs) for pairs in found] == [0, 1]
+
+
+def test_a_teaser_without_a_verb_is_not_what_an_article_is_about():
+    teaser, text = "Strengthening the core values of the brand.", "Ulm. The Hill Race starts on 3 May in Garmisch."
+    for paragraphs, about in (((teaser, text), text), ((teaser,), teaser)):
+        (pair,) = find_pairs(make_article("\n\n".join(paragraphs)), ("about",))[0]
+        assert pair["answer"] == about
+
+
+def test_no_pattern_tries_the_same_words_again_and_again():
+    """`(?:\\S+ ?)*$` did: twice as long with every letter in front of a blanked bracket."""
+    text = f"Munich. BMW was seen as the winner of the {'Hill' * 6} (the {'long' * 9} one) at Garmisch."
+    clock = time.perf_counter()
+    find_pairs(make_article(text), KINDS)
+    assert time.perf_counter() - clock < 1
 
 
 def test_a_role_before_a_name_is_no_name():
@@ -275,7 +337,19 @@ def test_a_paragraph_that_is_no_simple_sentence_gives_nothing(sentence):
         ("Her jersey with the number 10,000 hangs, as it always has, above her bed.", set()),
         ("He drove the BMW M2 CS Racing, which was new, to the end of the long race.", set()),
         ("Visitors are led through the work in Portuguese and English, as ever, for free.", set()),
-        ("Between the two, a BMW M4 GT3 Evo lost 14.2 seconds, or so it seemed.", {"BMW M4 GT3 Evo", "14.2 seconds"}),
+        ("He has been with the company, as it was and as it is, for 35 years.", set()),
+        ("The decline is, as ever, due to fog.", set()),
+        ("Twenty-five years and several extensions later, the site has become one of the largest.", set()),
+        ("The carbon footprint of Chinese steel is about 10 to 30 per cent smaller than that of others.", set()),
+        ("Since the spring, the K 1600 models have been built, as ever, by hand.", set()),
+        ("Not one vehicle was, as BMW says, lost because of fog.", set()),
+        ("Of the two, the leading scorers in Spain’s Liga are Berg and Lind.", set()),
+        ("BMW handed over 7,600 cars, and said so, without a word on motorcycles.", {"7,600"}),
+        ("The decrease is, as BMW says, due to stocks, built up to cover weeks of work.", set()),
+        (
+            "Between the two, a BMW M4 GT3 Evo lost 14.2 seconds to a Porsche, or so it seemed.",
+            {"BMW M4 GT3 Evo", "14.2 seconds"},
+        ),
     ],
 )
 def test_a_gap_takes_out_what_its_question_asks_for(sentence, missing):
@@ -285,6 +359,13 @@ def test_a_gap_takes_out_what_its_question_asks_for(sentence, missing):
 def test_a_false_month_has_as_many_days():
     asked = {qa_rules.falsify("Does the race start on 31 May?", random.Random(seed)) for seed in range(50)}
     assert len(asked) == 6 and not [question for question in asked if re.search("Feb|Apr|Jun|Sep|Nov|May", question)]
+
+
+@pytest.mark.parametrize(
+    "question", ["Was it a record for the month of May?", "Has BMW built the K 1600 models in Ulm?"]
+)
+def test_what_another_month_or_figure_would_not_make_false_is_left_alone(question):
+    assert qa_rules.falsify(question, random.Random(1)) == question
 
 
 def test_a_false_month_leaves_names_alone():

@@ -88,15 +88,14 @@ def quote(page: Page) -> Found:
                     yield (f"Who said: {said}?", f"Who is quoted as saying {said}?", f"Whose words are {said}?"), *name
 
 
-MORE_OFFICE = re.compile(rf",(?: {CAPITAL}| of| for){{1,5}},? and {CAPITAL}")  # "Head of Events, Exhibitions and Sport"
+CUT_OFFICE = re.compile(rf",(?: {CAPITAL}| of| for){{1,5}},? and {CAPITAL}")  # "Head of Events, Exhibitions and Sport"
 
 
 def offices(page: Page) -> list[re.Match]:
     """(name), (office) for each person who holds one office, and each office that one person holds."""
     found = re.compile(rf"({NAME})(?:, | \()({OFFICE})").finditer(page.plain, page.start)
-    found = [
-        match for match in found if not NO_NAME.search(match[1]) and not MORE_OFFICE.match(page.plain, match.end())
-    ]
+    found = [match for match in found if not NO_NAME.search(match[1]) and not CUT_OFFICE.match(page.plain, match.end())]
+    found = [match for match in found if not re.search(r" [A-Z]$", match[2])]
     pairs = {(match[1].split()[-1], match[2]): match for match in found}
     names, held = (Counter(pair[place] for pair in pairs) for place in (0, 1))
     return [match for (name, title), match in pairs.items() if " " in title and names[name] == held[title] == 1]
@@ -183,12 +182,13 @@ def which(page: Page) -> Found:
 HAPPENS = re.compile(
     r"\b(?:held|shown|open|start|begin|live|located|born|take|run|celebrate|work|appear|meet|hosted|cast|view|set|stand|made"
     r"|finish|end|won|win|build|built|seen|spend|grow|race)\b"
-    r"|(?:be |been |^)(?!finish|paint|upholst|cover|coat|trim|pric)\w+ed\b"
+    r"|(?:be |been |^)(?!finish|paint|upholst|cover|coat|trim|pric|includ)\w+ed\b"
 )
 TIME = rf"(?:back )?(?:on|from|until|since|between|in {DATE}|in {MONTH}|in the (?:\w+ )?(?:quarter|half)|at \d\S*)"
 PLACE = re.compile(
     rf" (?:in|at) (?!{DATE}|the presence|{MONTH}|\w+day|\d|more|about)"
-    rf"((?:(?!(?:for|with|by|to|as|at|during|over|after|{TIME})\b)\S+ )*?(?:(?!for|with|by)\S)+)(?= (?:{TIME})\b| *$)"
+    rf"((?:(?!(?:for|with|by|to|as|at|during|over|after|through|{TIME})\b)\S+ )*?(?:(?!for|with|by)\S)+)"
+    rf"(?= (?:{TIME})\b| *$)"
 )
 OF_THING = re.compile(
     r" (?:to|from|of) (?!\d)(?:(?!in|at|on|for|with|by)\S+(?: +|$))*$"
@@ -197,16 +197,18 @@ NO_PLACE = re.compile(
     r"class|categor|championship|segment|series|league|cup\b|trophy|masters|prix|race|round|version|season|field|english"
     r"|german\b|colou?r|time|market|\bgt|line with|addition|form\b|formula|cooperation|collaboration|cycle|white"
     r"|metallic|gr[ae]y\b|shade|action|superbike|accordance|charge|view|\band (?:in|around)\b|course of|moment|lap\b"
-    r"|year|month|week|day\b|^bmw\b(?!.* plant)|gmbh$|" + MONTH.lower()
+    r"|models?\b|vehicles?\b|system|year|month|week|day\b|^(?:an? |the )?(?:new )?(?:bmw|mini)\b(?!.* plant)|gmbh$|"
+    + MONTH.lower()
 )
 WHEN = re.compile(
     rf"\b(?:(?:[Ff]rom|[Bb]etween)\s(?:{DATE}|\d\d?)\s(?:to|until|and)\s{DATE}|(?:back\s)?(?:[Ii]n|[Oo]n)\s(?P<day>{DATE}{CLOCK}))"
     r"(?!\s[a-z]+s\b)"
 )
+MADE = re.compile(r"\b(?:built|designed|made|launched) $| for the (?:start|launch)\b")  # the time of a thing
 REASON = re.compile(
     r",? ((?:because|in order to|thanks to|owing to"
     r"|due to(?! (?:be|expire|start|begin|open|run|end|launch|take)\b| \w+ (?:until|on|at|by)\b)) "
-    rf"(?:(?!, (?:and|but|which|who|while|only|{ANY_FINITE})\b| and (?:{ANY_FINITE})\b)[^;:–])+)"
+    rf"(?:(?!, (?:and|but|the|which|who|while|only|{ANY_FINITE})\b| and (?:{ANY_FINITE})\b)[^;:–])+)"
 )
 
 
@@ -256,7 +258,8 @@ def when(page: Page) -> Found:
             offset, match, gap = 0, found[0], found[0].span()
         else:
             continue
-        if not (gap and is_double(page.flat[gap[1] : clause.rest[1]])):
+        of_thing = gap and MADE.search(page.flat, clause.rest[0], gap[0])
+        if not of_thing and not (gap and is_double(page.flat[gap[1] : clause.rest[1]])):
             start, end = match.span("day" if match["day"] else 0)
             asked = ("When", "In which year") if re.fullmatch(YEAR, match["day"] or "") else ("When",)
             yield tuple(ask(page, clause, wh, gap) for wh in asked), offset + start, offset + end
@@ -380,6 +383,7 @@ APPOSED = re.compile(
 )
 ABBREVIATION = re.compile(rf"((?:{CAPITAL} )+)\(([A-Z]{{2,6}})\)")
 NAMED_THING = re.compile(rf"(?:The (?:[a-z]+ )?)?{CAPITAL}(?: (?:{CAPITAL}|\d+|of|and|the))+")
+ADDRESS = re.compile(rf"{CAPITAL}(?: {CAPITAL})*, {CAPITAL}(?: {CAPITAL})*")  # a dateline, over a list
 BULLET = re.compile(r"(?:^|\n)[ \t]*([-–•]) +(\S[^\n]*?)[.*]*[ \t]*(?=\n|$)")
 
 
@@ -448,7 +452,11 @@ def lists(page: Page) -> Iterator[tuple[str, list[Span]]]:
             continue
         if heading and len(items) > 1 and not any(re.search("[.!?] [A-Z]", item[2]) for _, item in items):
             yield heading, [(offset + item.start(2), offset + item.end(2)) for offset, item in items]
-        heading = inner(text) if 1 < len(text.split()) <= 12 and not NOT_PROSE.search(text) else ""
+        heading = (
+            inner(text)
+            if 1 < len(text.split()) <= 12 and not NOT_PROSE.search(text) and not ADDRESS.fullmatch(text)
+            else ""
+        )
         items = []
 
 
@@ -474,7 +482,8 @@ def listing(page: Page) -> Found:
 # Gaps: any sentence of 6 to 30 words, those too whose grammar is too tangled for the rules above
 
 FIGURE = re.compile(
-    rf"(?<!:)(?<!number )(?<!\d to )(?<!\d and )(?<!\d or ){ABOUT}(?:{NUMBER} ?{UNIT}|€ ?{DIGITS}(?: [mb]illion)?"
+    rf"(?<!:)(?<!number )(?<!No\. )(?<!\d-)(?<!\d–)(?<!\d to )(?<!\d and )(?<!\d or )"
+    rf"{ABOUT}(?:{NUMBER} ?{UNIT}|€ ?{DIGITS}(?: [mb]illion)?"
     rf"|(?<![\w/.,#-])(?<![A-Z] )(?!{YEAR})\d[\d.,]*\d(?: [mb]illion)?"
     r"(?= (?!and|or|to|of|out|per|[mb]illion)[a-z]{3}))(?![\w%])"
 )
@@ -596,7 +605,9 @@ def yes_no(page: Page, others: Sequence[Page], rng: random.Random) -> Iterator[t
 def falsify(question: str, rng: random.Random) -> str:
     """The question with another figure or month in place of its only one; unchanged where it has none, or several."""
     months = re.findall(rf"\b{MONTH}\b", question)
-    if len(months) == 1 and "the month of" not in question:  # a record for May may be one for June, too
+    if len(months) == 1 and not re.search(
+        rf"(?:the month of|after|before|since) (?:\d+ )?{months[0]}", question
+    ):  # a record for May may be one for June, too
         long = re.search(rf"\b(?:29|3[01]) {months[0]}", question)  # there is no 31 April
         other = rng.choice([month for month in (LONG_MONTHS if long else MONTHS) if month != months[0]])
         return re.sub(rf"\b{months[0]}\b", other, question)
@@ -663,8 +674,12 @@ def swapped(page: Page, others: Sequence[Page], question: str, rng: random.Rando
         (page.people, {name for other in others for name in other.people}),
     ):
         for name in sorted(set(own)):
-            asked = re.compile(rf"(?<= ){re.escape(name)}(?!\w| [A-Z])")
-            strange = sorted(other for other in theirs if other.split()[:2] != name.split()[:2])
+            asked = re.compile(rf"(?<= ){re.escape(name)}(?!\w|,? [A-Z])")
+            strange = sorted(
+                other
+                for other in theirs
+                if other.split()[:2] != name.split()[:2] and other.endswith("s") == name.endswith("s")
+            )
             if strange and asked.search(question):
                 swaps.append(asked.sub(rng.choice(strange), question))
     told, before = words_of(page.plain), words_of(question)

@@ -13,7 +13,7 @@ from nltk.tokenize.punkt import PunktSentenceTokenizer, PunktTrainer
 MONTHS = "January February March April May June July August September October November December".split()
 ABBREVIATIONS = (
     "dr prof mr mrs ms st no nos ca approx incl excl max min vs jr sr inc corp ltd co gen u.s u.k e.v e.g i.e a.m p.m "
-    "sept oct nov dec"
+    "sept oct nov dec prev yr"
 ).split()
 UNITS = "kw hp nm kwh km kg mm cm m g l s h".split()
 
@@ -68,7 +68,8 @@ def paragraph_spans(context: str, start: int) -> list[Span]:
 
 
 NOT_PROSE = re.compile(
-    r"\+\+\+|\t|^[*•]|^[-–] |^(ladies and|dear |check against|good (morning|afternoon|evening))"
+    r"\+\+\+|\t|^[*•]|^[-–] |^(ladies and|(a )?(very )?(warm )?welcome |dear |check against"
+    r"|good (morning|afternoon|evening))"
     r"|^(in (case|the event) of |if you have any |for (further|more) |press contact|media contact|contact)"
     r"|^.{0,150}\bwelcome[^.]*!$|\b(phone|telephone|tel|fax|mobile|e-?mail|instagram|linkedin|youtube|facebook|x)\.? ?:|\w@\w|^(https?://|www\.)"
     r"|^[^.]{0,90}: ?(fuel|energy|electric|power)[^.]{0,20}consumption",
@@ -101,8 +102,8 @@ ABOUT = (
     r"|as many as)\s)?"
 )
 UNIT = (
-    r"(?:%|(?:per ?cent|percent|euros|(?:US )?dollars|pounds|cents|kroner|pesos|kW|kilowatts?|megawatts?|hp|Nm|kWh"
-    r"|(?:kilo|mega|giga)watt-hours|km/h|mph|rpm|bar|km|kg|mm|cm|(?:kilo|centi|milli)?met(?:re|er)s?|miles|grams"
+    r"(?:%|(?:per ?cent|percent|euros|(?:US )?dollars|pounds|cents|kroner|pesos|kW|kilowatts?(?!-)|megawatts?(?!-)|hp"
+    r"|Nm|kWh|(?:kilo|mega|giga)watt-hours|km/h|mph|rpm|bar|km|kg|mm|cm|(?:kilo|centi|milli)?met(?:re|er)s?|miles|grams"
     r"|kilograms|tonnes|lit(?:re|er)s|(?:milli)?seconds|minutes|hours|days|weeks|months|years|degrees(?: Celsius)?"
     r"|gigabytes)\b)"
 )
@@ -157,12 +158,12 @@ TRANSITIVE = (  # an object must follow, or "the car built in Munich" would be a
     "weigh embody reflect enable claim welcome purchase handle collect conceal showcase enter defend describe display "
     "house illustrate explore design manufacture assemble acquire award appoint study train test evaluate examine "
     "visit help finance learn sign change ensure occupy affect form earn allow assume guide exceed surpass crown "
-    "select attend cross"
+    "select attend cross process"
 ).split()
 NOUNS = (  # "offers" and the like: nouns too, unless an object follows
     "offer feature supply start test measure cover use need end visit drive run win work launch move host mark reach "
     "claim return change sign form guide house study train design cost lead show rise fall stand "
-    "account date support award release finish lie draw pay amount purchase help total travel display"
+    "account date support award release finish lie draw pay amount purchase help total travel display process"
 ).split()
 
 
@@ -226,9 +227,10 @@ FILLER = re.compile(
     r"|Thus|At the same time|As always|Of course|As a result|Here|For example|And|But|Also|Again|Separately), "
 )
 BOUNDARY = re.compile(  # where another clause begins
-    r"[,:](?!\d)|;|\s[–—-]\s|\s(?:because|so that|in order to|while|when|whereas|where|who|whose|although|though|that"
-    r"|but|(?:(?:in|of|from|with|for|on|at) )?which|until (?!\d|[A-Z])|since (?!\d|[A-Z])|thanks to|due to|owing to"
-    rf"|as well as|as soon as|making|giving)\b|\sand\s(?=(?:{ANY_FINITE}|also|then|now|thus|\w+ed|\w+ly)\b)|(?=[.!?…]$)"
+    r"[,:](?!\d)|;|\s[–—-]\s(?!\d)|\s(?:because|so that|in order to|while|when|whereas|where|who|whose|although|though"
+    r"|that|but|(?:(?:in|of|from|with|for|on|at) )?which|until (?!\d|[A-Z])|since (?!\d|[A-Z])|thanks to|due to"
+    r"|owing to|as well as|as soon as|making|giving)\b"
+    rf"|\sand\s(?=(?:{ANY_FINITE}|also|then|now|thus|\w+ed|\w+ly)\b)|(?=[.!?…]$)"
 )
 UNCLEAR = re.compile(  # what a question cannot say without the sentences around it
     r"\b(?:he|she|it|they|him|them|this|these|those|such|here|there|latter|respectively|others?|another|I|we|our|us|my|me"
@@ -240,12 +242,12 @@ UNCLEAR = re.compile(  # what a question cannot say without the sentences around
 NO_SUBJECT = re.compile(
     r"^(?:One|Ever|Some|All|Each|Every|Many|Most|Few|More|Only|Even|Just|Not|What|Who|How|Why|Where|When|As|If|To|With|Without"
     r"|Here|Now|Once|Afterwards|Its|Their|His|Her|Or|And|But|So|Yet|Up|Next|First|Second|Third|Last|Further|Thanks|Also|Another|Other"
-    r"|In|On|At|By|For|From|Of|After|Before|During|While|Because|Since|Like|Over|Under|Among|Between|\w+ing|\w+ly)\b",
+    r"|In|On|Off|At|By|For|From|Of|After|Before|During|While|Because|Since|Like|Over|Under|Among|Between|\w+ing|\w+ly)\b",
     re.I,
 )
 ADVERB = (
     r"(?: (?:also|always|long|just|now|already|currently|once again|again|still|recently|soon|then|therefore|today"
-    r"|(?!(?:ap|sup|re|com|multi)p?ly\b|fly\b)\w+ly))?"
+    r"|(?!(?:ap|sup|re|com|multi)p?ly\b|(?:f|ral)ly\b)\w+ly))?"
 )
 DONE = (
     r"(?:\w+(?:ed|wn|ing)|(?!ten|seven|eleven|open|women|men|children|even|often)\w+en|put|set|hit|born"
@@ -267,10 +269,11 @@ ADJECTIVES = re.compile(  # "a modern, elegant look", where a comma ends no clau
     r"|to|by|because|due|thanks|\w+ing)\b)[a-z-]+ [a-z]"
 )
 ENUMERATION = re.compile(
-    rf",(?: [^\s,;]+){{1,4}}(?:,(?: [^\s,;]+){{1,4}})*,? (?:and|or|as well as) (?!(?:{ANY_FINITE})(?!\.))"
+    rf" *,(?: +[^\s,;]+){{1,4}}(?: *,(?: +[^\s,;]+){{1,4}})*,? +(?:and|or|as well as) (?!(?:{ANY_FINITE})(?!\.))"
 )
 TRAILING = re.compile(
-    r"(?: (?:also|thus|then|therefore|now|already|once again|again|alone|each|(?!family|assembly|supply)[a-z]+ly))+$"
+    r"(?: (?:also|thus|then|therefore|now|already|once again|again|alone|each"
+    r"|(?!family|assembly|supply|rally)[a-z]+ly))+$"
 )
 HANGING = re.compile(r"\b(?:the|an?|of|for|in|and|to|at|on|with|by)$")
 TOKEN = re.compile(r"[\w’'-]+|[^\s\w]")
@@ -407,6 +410,10 @@ def read_clause(flat: str, sentence: Span, people: frozenset[str]) -> Clause | N
     rest = flat[after : max(after, stop)]
     cut = (
         stop < 0
+        or aux in HAVE
+        and base
+        and not rest.strip()
+        and flat.startswith(" and ", stop)
         or flat.startswith((", at least", ", at most", ", except"), stop)
         or flat.startswith(" that", stop)
         and (base or not re.match(" (?:an?|the) ", rest))
@@ -480,7 +487,7 @@ def subject_of(page: Page, clause: Clause) -> str:
     inside = re.search(rf"(?:[a-zà-ÿ,]|\b[A-Z]\.) {first}\b", page.flat)  # it has a capital inside of sentences too
     if phrase and (more or not inside) and re.search(rf"\b{first.lower()}\b", page.flat):
         return lower
-    if more.startswith(tuple(page.people)):  # "Driver Anna Berg"
+    if more.startswith(tuple(page.people)) and first[-2:] not in ("’s", "'s"):  # "Driver Anna Berg"
         return lower
     if not more or inside:
         return text

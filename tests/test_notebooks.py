@@ -90,6 +90,14 @@ def test_one_short_parameters_cell(notebook):
         assert node.targets[0].id.isupper()
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_every_parameter_can_be_set_from_outside(name):
+    """papermill reads the parameters cell by itself, and passes over a line with two equal signs."""
+    (cell,) = [cell for cell in nbformat.read(bq.ROOT / name, 4).cells if "parameters" in cell.metadata.get("tags", [])]
+    names = [node.targets[0].id for node in ast.parse(cell.source).body]
+    assert list(papermill.inspect_notebook(str(bq.ROOT / name))) == names
+
+
 @each
 def test_committed_as_one_clean_run(notebook):
     cells = code(notebook)

@@ -141,6 +141,7 @@ def test_the_same_seed_gives_the_same_pairs_and_another_seed_others(corpus):
         ("When was the race held in Ulm with the rest?", "Ulm", "Garmisch"),
         ("Where was the BMW M4 GT3 Evo shown?", "BMW M4 GT3 Evo", "BMW iX3"),
         ("Where did the fans see Anna Berg?", "Anna Berg", "Eva Lind"),
+        ("Who is based in Ulm, Ohio?", None, None),
         ("When was the race held in Germany with the rest?", None, None),  # Garmisch is in it
         ("Where did the race begin?", None, None),
     ],
@@ -191,6 +192,9 @@ def test_questions_without_answer_are_made_like_those_with_one_and_alone_if_ther
         "The museum in Ulm shows ‘Hill Tail’, a coachbuilt roadster and the second of four.",
         "Exactly ten years after Berg Racing was founded on 3 May, a show opens.",
         "The contract, which was due to expire this year, runs on.",
+        "Eva Lind won the Hill Race in a car built in 1979 ahead of Max Mayer.",
+        "The plant in Ulm is being rebuilt for the start of production in 2026.",
+        "The new option is included in Hill Navigation.",
     ],
 )
 def test_a_sentence_that_could_be_misread_is_left_alone(sentence):
@@ -210,11 +214,13 @@ def test_a_sentence_that_could_be_misread_is_left_alone(sentence):
         ("The BMW iX3 was named best car at a gala in Ulm.", "Where was the BMW iX3 named best car?", "a gala in Ulm"),
         ("Start-ups can apply for a prize on 3 May.", "When can start-ups apply for a prize?", "3 May"),
         ("The Hill Race on Sept. 14 was held in 2024.", "When was the Hill Race on Sept. 14 held?", "2024"),
+        ("The desert rally covers 12 stages.", "How many stages does the desert rally cover?", "12"),
+        ("Ulm’s Eva Lind won the Hill Race on 3 May.", "When did Ulm’s Eva Lind win the Hill Race?", "3 May"),
         ("Reserve starts in Ulm on 3 May. Use Reserve to reserve.", "When does Reserve start in Ulm?", "3 May"),
     ],
 )  # fmt: skip
 def test_forms_that_press_releases_love(text, question, answer):
-    pairs = [find_pairs(make_article(text), ("where", "when"), seed=seed)[0] for seed in range(6)]
+    pairs = [find_pairs(make_article(text), ("where", "when", "figure"), seed=seed)[0] for seed in range(6)]
     assert (question, answer) in {(pair["question"], pair["answer"]) for some in pairs for pair in some}
 
 
@@ -344,6 +350,8 @@ def test_a_paragraph_that_is_no_simple_sentence_gives_nothing(sentence):
         ("Since the spring, the K 1600 models have been built, as ever, by hand.", set()),
         ("Not one vehicle was, as BMW says, lost because of fog.", set()),
         ("Of the two, the leading scorers in Spain’s Liga are Berg and Lind.", set()),
+        ("The margin is expected to be good, with an outlook (previously: 8-10%) that is not.", set()),
+        ("One in three kilowatt-hours comes, as ever, from gas that is bought.", {"three kilowatt-hours"}),
         ("BMW handed over 7,600 cars, and said so, without a word on motorcycles.", {"7,600"}),
         ("The decrease is, as BMW says, due to stocks, built up to cover weeks of work.", set()),
         (
@@ -362,7 +370,12 @@ def test_a_false_month_has_as_many_days():
 
 
 @pytest.mark.parametrize(
-    "question", ["Was it a record for the month of May?", "Has BMW built the K 1600 models in Ulm?"]
+    "question",
+    [
+        "Was it a record for the month of May?",
+        "Must it be made after 3 May?",
+        "Has BMW built the K 1600 models in Ulm?",
+    ],
 )
 def test_what_another_month_or_figure_would_not_make_false_is_left_alone(question):
     assert qa_rules.falsify(question, random.Random(1)) == question

@@ -94,8 +94,8 @@ CUT_OFFICE = re.compile(rf",(?: {CAPITAL}| of| for){{1,5}},? and {CAPITAL}")  # 
 def offices(page: Page) -> list[re.Match]:
     """(name), (office) for each person who holds one office, and each office that one person holds."""
     found = re.compile(rf"({NAME})(?:, | \()({OFFICE})").finditer(page.plain, page.start)
-    found = [match for match in found if not NO_NAME.search(match[1]) and not CUT_OFFICE.match(page.plain, match.end())]
-    found = [match for match in found if not re.search(r" [A-Z]$", match[2])]
+    found = [match for match in found if not NO_NAME.search(match[1]) and not re.search(r" [A-Z]$", match[2])]
+    found = [match for match in found if not CUT_OFFICE.match(page.plain, match.end())]
     pairs = {(match[1].split()[-1], match[2]): match for match in found}
     names, held = (Counter(pair[place] for pair in pairs) for place in (0, 1))
     return [match for (name, title), match in pairs.items() if " " in title and names[name] == held[title] == 1]
@@ -190,9 +190,9 @@ PLACE = re.compile(
     rf"((?:(?!(?:for|with|by|to|as|at|during|over|after|through|{TIME})\b)\S+ )*?(?:(?!for|with|by)\S)+)"
     rf"(?= (?:{TIME})\b| *$)"
 )
-OF_THING = re.compile(
+OF_THING = re.compile(  # "to plants", before "in Ulm"
     r" (?:to|from|of) (?!\d)(?:(?!in|at|on|for|with|by)\S+(?: +|$))*$"
-)  # "to plants", before "in Ulm"
+)
 NO_PLACE = re.compile(
     r"class|categor|championship|segment|series|league|cup\b|trophy|masters|prix|race|round|version|season|field|english"
     r"|german\b|colou?r|time|market|\bgt|line with|addition|form\b|formula|cooperation|collaboration|cycle|white"
@@ -399,11 +399,10 @@ def definition(page: Page) -> Found:
         if "".join(word[0] for word in words.split()) == match[2]:
             yield (f"What does {match[2]} stand for?", f"What is {match[2]} short for?"), end - len(words), end
     for match in APPOSED.finditer(page.plain, page.start):
-        listed = (
-            ENUMERATION.match(page.plain, match.end()) or page.plain[match.start() - 2] in ",&" or match[1][-1] in "’'"
-        )
+        listed = ENUMERATION.match(page.plain, match.end()) or page.plain[match.start() - 2] in ",&"
         listed = listed or re.search(r"\b(?i:his|her|its|their|the)(?: [a-z-]+)? $", page.plain[: match.start()])
-        if not listed and not NO_SUBJECT.match(match[1]) and not set(match[2].split()) & FINITE.keys():
+        quoted = match[1][-1] in "’'"
+        if not listed and not quoted and not NO_SUBJECT.match(match[1]) and not set(match[2].split()) & FINITE.keys():
             yield f"{'Who' if is_person(match[1], page.people) else 'Who or what'} is {match[1]}?", *match.span(2)
     for clause in page.clauses:
         match, subject = (
@@ -452,11 +451,8 @@ def lists(page: Page) -> Iterator[tuple[str, list[Span]]]:
             continue
         if heading and len(items) > 1 and not any(re.search("[.!?] [A-Z]", item[2]) for _, item in items):
             yield heading, [(offset + item.start(2), offset + item.end(2)) for offset, item in items]
-        heading = (
-            inner(text)
-            if 1 < len(text.split()) <= 12 and not NOT_PROSE.search(text) and not ADDRESS.fullmatch(text)
-            else ""
-        )
+        is_heading = 1 < len(text.split()) <= 12 and not NOT_PROSE.search(text) and not ADDRESS.fullmatch(text)
+        heading = inner(text) if is_heading else ""
         items = []
 
 
@@ -605,9 +601,8 @@ def yes_no(page: Page, others: Sequence[Page], rng: random.Random) -> Iterator[t
 def falsify(question: str, rng: random.Random) -> str:
     """The question with another figure or month in place of its only one; unchanged where it has none, or several."""
     months = re.findall(rf"\b{MONTH}\b", question)
-    if len(months) == 1 and not re.search(
-        rf"(?:the month of|after|before|since) (?:\d+ )?{months[0]}", question
-    ):  # a record for May may be one for June, too
+    open_end = rf"(?:the month of|after|before|since) (?:\d+ )?{MONTH}"  # a record for May may be one for June, too
+    if len(months) == 1 and not re.search(open_end, question):
         long = re.search(rf"\b(?:29|3[01]) {months[0]}", question)  # there is no 31 April
         other = rng.choice([month for month in (LONG_MONTHS if long else MONTHS) if month != months[0]])
         return re.sub(rf"\b{months[0]}\b", other, question)

@@ -18,9 +18,9 @@ from pathlib import Path
 from nltk.tokenize.punkt import PunktSentenceTokenizer
 
 from qa_sentences import (  # isort: skip
-    ABOUT, AFTER_OFFICE, ANY_FINITE, BE, CAPITAL, CLOCK, DATE, DAY, DIGITS, ENUMERATION, FINITE, MONTH, MONTHS, NAME,
+    ABOUT, ANY_FINITE, BE, CAPITAL, CLOCK, DATE, DAY, DIGITS, ENUMERATION, FINITE, MONTH, MONTHS, NAME,
     NO_NAME, NO_SUBJECT, NOT_PROSE, NUMBER, OFFICE, ROLE, SAYS, UNIT, WEEKDAY, WORDS, YEAR, Page, Span, article_context,
-    ask, is_person, is_prose, read_page, split_names, tidy, told, train_splitter,
+    ask, follows_office, is_person, is_prose, read_page, split_names, tidy, told, train_splitter,
 )  # fmt: skip
 
 __all__ = ["KINDS", "ORIGINAL_KINDS", "UNANSWERABLE", "article_context", "find_pairs", "train_splitter"]
@@ -50,10 +50,11 @@ def original(page: Page, kind: str, splitter: PunktSentenceTokenizer) -> Span | 
     if kind == "date":
         return len(page.title) + 1, page.start - 2
     prose = [span for span in page.paragraphs if is_prose(page.context[slice(*span)])]
-    for start, end in sorted(prose, key=lambda span: is_fragment(page.context[slice(*span)])):
-        ends = [stop for _, stop in splitter.span_tokenize(page.context[start:end])]
-        return start, start + max([stop for stop in ends if stop <= ABOUT_LIMIT], default=ends[0])
-    return None
+    if not prose:
+        return None
+    start, end = min(prose, key=lambda span: is_fragment(page.context[slice(*span)]))  # the first that is none, if any
+    ends = [stop for _, stop in splitter.span_tokenize(page.context[start:end])]
+    return start, start + max([stop for stop in ends if stop <= ABOUT_LIMIT], default=ends[0])
 
 
 def is_fragment(text: str) -> bool:
@@ -77,14 +78,11 @@ def quote(page: Page) -> Found:
     for pattern, words in ((after, 1), (before, 2), (signed, 1)):
         for match in pattern.finditer(page.plain, page.start):
             name = match.span(1 if words == 2 else 2 if match[2] else 3)
+            if NO_NAME.search(page.plain[slice(*name)]) or follows_office(page.plain, name[0]):
+                continue
             for sentence in re.split(r"(?<=[.!?])\s", match[words]):
                 said = f"“{sentence.strip(' ,.–')}”"
-                if (
-                    5 <= len(said.split()) <= 25
-                    and not said.endswith("?”")
-                    and not NO_NAME.search(page.plain[slice(*name)])
-                    and not AFTER_OFFICE.search(page.plain, max(0, name[0] - 90), name[0])
-                ):
+                if 5 <= len(said.split()) <= 25 and not said.endswith("?”"):
                     yield (f"Who said: {said}?", f"Who is quoted as saying {said}?", f"Whose words are {said}?"), *name
 
 
@@ -94,8 +92,13 @@ CUT_OFFICE = re.compile(rf",(?: {CAPITAL}| of| for){{1,5}},? and {CAPITAL}")  # 
 def offices(page: Page) -> list[re.Match]:
     """(name), (office) for each person who holds one office, and each office that one person holds."""
     found = re.compile(rf"({NAME})(?:, | \()({OFFICE})").finditer(page.plain, page.start)
-    found = [match for match in found if not NO_NAME.search(match[1]) and not re.search(r" [A-Z]$", match[2])]
-    found = [match for match in found if not CUT_OFFICE.match(page.plain, match.end())]
+    found = [
+        match
+        for match in found
+        if not NO_NAME.search(match[1])
+        and not re.search(r" [A-Z]$", match[2])  # "CEO of A", which goes on ". Berg and Sons"
+        and not CUT_OFFICE.match(page.plain, match.end())
+    ]
     pairs = {(match[1].split()[-1], match[2]): match for match in found}
     names, held = (Counter(pair[place] for pair in pairs) for place in (0, 1))
     return [match for (name, title), match in pairs.items() if " " in title and names[name] == held[title] == 1]
@@ -258,8 +261,8 @@ def when(page: Page) -> Found:
             offset, match, gap = 0, found[0], found[0].span()
         else:
             continue
-        of_thing = gap and MADE.search(page.flat, clause.rest[0], gap[0])
-        if not of_thing and not (gap and is_double(page.flat[gap[1] : clause.rest[1]])):
+        rest = clause.rest
+        if not (gap and (MADE.search(page.flat, rest[0], gap[0]) or is_double(page.flat[gap[1] : rest[1]]))):
             start, end = match.span("day" if match["day"] else 0)
             asked = ("When", "In which year") if re.fullmatch(YEAR, match["day"] or "") else ("When",)
             yield tuple(ask(page, clause, wh, gap) for wh in asked), offset + start, offset + end
@@ -670,7 +673,7 @@ def swapped(page: Page, others: Sequence[Page], question: str, rng: random.Rando
     ):
         for name in sorted(set(own)):
             asked = re.compile(rf"(?<= ){re.escape(name)}(?!\w|,? [A-Z])")
-            strange = sorted(
+            strange = sorted(  # no plural in a singular's place
                 other
                 for other in theirs
                 if other.split()[:2] != name.split()[:2] and other.endswith("s") == name.endswith("s")

@@ -343,11 +343,20 @@ def find_people(plain: str) -> frozenset[str]:
     found = re.finditer(
         rf"(?<! at )(?<! in )(?<! near )({NAME})(?=,? \((?:[A-Z]{{3}}|\d\d)\)|, {ROLE}| (?:{SAYS})\b)", plain
     )
-    found = [match[1] for match in found if not AFTER_OFFICE.search(plain, max(0, match.start() - 90), match.start())]
+    found = [match[1] for match in found if not follows_office(plain, match.start())]
     found += re.findall(rf"\b(?:{SAYS}) ({NAME})", plain) + re.findall(rf"(?:Dr|Ms|Mr|Prof)\.? {NAME}", plain)
     names = {re.sub(f"^{TITLE}", "", name) for name in found}
     names = {name for name in names if " " in name and not NO_NAME.search(name)}
     return frozenset(name for name in names if f"({''.join(re.findall('[A-Z]', name))})" not in plain)  # abbreviated
+
+
+def follows_office(plain: str, start: int) -> bool:
+    """Whether what begins at `start` stands behind an office and a comma, and so is no person but where it is held.
+
+    >>> follows_office("Eva Lind, Director of Exhibitions, Hill Modern said", 35)
+    True
+    """
+    return bool(AFTER_OFFICE.search(plain, max(0, start - 90), start))
 
 
 def is_clear(flat: str, title: str, clause: Clause) -> bool:
@@ -410,7 +419,7 @@ def read_clause(flat: str, sentence: Span, people: frozenset[str]) -> Clause | N
     rest = flat[after : max(after, stop)]
     cut = (
         stop < 0
-        or aux in HAVE
+        or aux in HAVE  # "has initiated and engaged in more than 100 projects"
         and base
         and not rest.strip()
         and flat.startswith(" and ", stop)

@@ -39,6 +39,11 @@ def output_text(notebook):
     return "\n".join(parts)
 
 
+def parameters(notebook):
+    (cell,) = [cell for cell in code(notebook) if "parameters" in cell.metadata.get("tags", [])]
+    return cell.source
+
+
 def definitions(source):
     return {node.name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
 
@@ -83,18 +88,17 @@ def test_opens_with_what_a_reader_needs(notebook):
 
 @each
 def test_one_short_parameters_cell(notebook):
-    (cell,) = [cell for cell in code(notebook) if "parameters" in cell.metadata.get("tags", [])]
-    assert len(cell.source.splitlines()) <= 25
-    for node in ast.parse(cell.source).body:
+    source = parameters(notebook)
+    assert len(source.splitlines()) <= 25
+    for node in ast.parse(source).body:
         assert isinstance(node, ast.Assign)
         assert node.targets[0].id.isupper()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_parameter_can_be_set_from_outside(name):
+@pytest.mark.parametrize("name, notebook", zip(NAMES, NOTEBOOKS, strict=True), ids=NAMES)
+def test_every_parameter_can_be_set_from_outside(name, notebook):
     """papermill reads the parameters cell by itself, and passes over a line with two equal signs."""
-    (cell,) = [cell for cell in nbformat.read(bq.ROOT / name, 4).cells if "parameters" in cell.metadata.get("tags", [])]
-    names = [node.targets[0].id for node in ast.parse(cell.source).body]
+    names = [node.targets[0].id for node in ast.parse(parameters(notebook)).body]
     assert list(papermill.inspect_notebook(str(bq.ROOT / name))) == names
 
 

@@ -20,7 +20,7 @@ from nltk.tokenize.punkt import PunktSentenceTokenizer
 from qa_sentences import (  # isort: skip
     ABOUT, ANY_FINITE, BE, CAPITAL, CLOCK, DATE, DAY, DIGITS, ENUMERATION, FINITE, MONTH, MONTHS, NAME,
     NO_NAME, NO_SUBJECT, NOT_PROSE, NUMBER, OFFICE, ROLE, SAYS, UNIT, WEEKDAY, WORDS, YEAR, Page, Span, article_context,
-    ask, follows_office, is_person, is_prose, read_page, split_names, tidy, told, train_splitter,
+    ask, follows_office, is_person, is_prose, read_page, split, split_names, tidy, told, train_splitter,
 )  # fmt: skip
 
 __all__ = ["KINDS", "ORIGINAL_KINDS", "UNANSWERABLE", "article_context", "find_pairs", "train_splitter"]
@@ -53,13 +53,13 @@ def original(page: Page, kind: str, splitter: PunktSentenceTokenizer) -> Span | 
     if not prose:
         return None
     start, end = min(prose, key=lambda span: is_fragment(page.context[slice(*span)]))  # the first that is none, if any
-    ends = [stop for _, stop in splitter.span_tokenize(page.context[start:end])]
+    ends = [stop for _, stop in split(splitter, page.context[start:end])]
     return start, start + max([stop for stop in ends if stop <= ABOUT_LIMIT], default=ends[0])
 
 
 def is_fragment(text: str) -> bool:
-    """Whether it is short and has no verb: is_fragment("Strengthening the core values of the brand.")."""
-    return len(text.split()) <= 15 and not re.search(rf"\b(?:{ANY_FINITE})\b", text)
+    """Whether it asks, or is short and has no verb: is_fragment("Strengthening the core values of the brand.")."""
+    return text.endswith("?") or len(text.split()) <= 15 and not re.search(rf"\b(?:find|{ANY_FINITE})\b", text)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -72,7 +72,7 @@ def quote(page: Page) -> Found:
     >>> show("quote", "Munich. “We are very proud of the new plant,” says Anna Berg, Head of Sales.")
     Who said: “We are very proud of the new plant”? -> Anna Berg
     """
-    after = re.compile(rf"[“\"„]([^“”\"„]+)[”\"“] (?:(?:{SAYS}) ({NAME})|({NAME}) (?:{SAYS}))(?!\w)")
+    after = re.compile(rf"[“\"„]([^“”\"„]+)[”\"“] (?:(?:{SAYS}) ({NAME})|({NAME}) (?:{SAYS}))(?!\w|: [“\"„])")
     before = re.compile(rf"({NAME})(?: \([^()]*\)| (?:{SAYS})|, {OFFICE})?: [“\"„]([^“”\"„]+)[”\"“]")
     signed = re.compile(rf"(?<!: )[“\"„]([^“”\"„]{{60,}})[”\"“] ({NAME}), {ROLE}(?!(?:(?!  )[^.“”\"])*(?::|{SAYS}))")
     for pattern, words in ((after, 1), (before, 2), (signed, 1)):
@@ -86,7 +86,9 @@ def quote(page: Page) -> Found:
                     yield (f"Who said: {said}?", f"Who is quoted as saying {said}?", f"Whose words are {said}?"), *name
 
 
-CUT_OFFICE = re.compile(rf",(?: {CAPITAL}| of| for){{1,5}},? and {CAPITAL}")  # "Head of Events, Exhibitions and Sport"
+CUT_OFFICE = re.compile(  # "Head of Events, Exhibitions and Sport", unless another person follows
+    rf", (?!{NAME}(?:, {ROLE}| \(| (?:and|{SAYS})\b)){CAPITAL}"
+)
 
 
 def offices(page: Page) -> list[re.Match]:
@@ -190,14 +192,15 @@ HAPPENS = re.compile(
 TIME = rf"(?:back )?(?:on|from|until|since|between|in {DATE}|in {MONTH}|in the (?:\w+ )?(?:quarter|half)|at \d\S*)"
 PLACE = re.compile(
     rf" (?:in|at) (?!{DATE}|the presence|{MONTH}|\w+day|\d|more|about)"
-    rf"((?:(?!(?:for|with|by|to|as|at|during|over|after|through|{TIME})\b)\S+ )*?(?:(?!for|with|by)\S)+)"
+    rf"((?:(?!(?:for|with|by|to|as|at|during|over|after|through|under|{TIME})\b)\S+ )*?(?:(?!for|with|by)\S)+)"
     rf"(?= (?:{TIME})\b| *$)"
 )
 OF_THING = re.compile(  # "to plants", before "in Ulm"
-    r" (?:to|from|of) (?!\d)(?:(?!in|at|on|for|with|by)\S+(?: +|$))*$"
+    r" (?:to|from|of|for|with|by|among) (?!\d|the first time)(?:(?!in|at|on|for|with|by)\S+(?: +|$))*$"
 )
 NO_PLACE = re.compile(
-    r"class|categor|championship|segment|series|league|cup\b|trophy|masters|prix|race|round|version|season|field|english"
+    r"#|^(?:the )?(?:front|place|hono|favou?r|memory|terms|return|exchange|contrast|response|search|need) "
+    r"|class|categor|championship|segment|series|league|cup\b|trophy|masters|prix|race|round|version|season|field|english"
     r"|german\b|colou?r|time|market|\bgt|line with|addition|form\b|formula|cooperation|collaboration|cycle|white"
     r"|metallic|gr[ae]y\b|shade|action|superbike|accordance|charge|view|\band (?:in|around)\b|course of|moment|lap\b"
     r"|models?\b|vehicles?\b|system|year|month|week|day\b|^(?:an? |the )?(?:new )?(?:bmw|mini)\b(?!.* plant)|gmbh$|"
@@ -210,8 +213,9 @@ WHEN = re.compile(
 MADE = re.compile(r"\b(?:built|designed|made|launched) $| for the (?:start|launch)\b")  # the time of a thing
 REASON = re.compile(
     r",? ((?:because|in order to|thanks to|owing to"
-    r"|due to(?! (?:be|expire|start|begin|open|run|end|launch|take)\b| \w+ (?:until|on|at|by)\b)) "
-    rf"(?:(?!, (?:and|but|the|which|who|while|only|{ANY_FINITE})\b| and (?:{ANY_FINITE})\b)[^;:–])+)"
+    r"|due to(?! (?:be|expire|start|begin|open|run|end|launch|take|follow|come|go|arrive|join|return|finish|close)\b"
+    r"| \w+ (?:until|on|at|by)\b)) "
+    rf"(?:(?!, (?:and|but|the|which|who|while|only|{ANY_FINITE})\b| and (?:then|also|thus|{ANY_FINITE})\b)[^;:–])+)"
 )
 
 
@@ -232,7 +236,7 @@ def where(page: Page) -> Found:
         match = PLACE.search(page.flat, *clause.rest)
         if match and happens and re.search("[A-Z]", match[1]) and not NO_PLACE.search(match[1].lower()):
             before, after = page.flat[clause.rest[0] : match.start()], page.flat[match.end() : clause.rest[1]]
-            second = re.search(r"\b(?:in|near) [A-Z]", before)
+            second = re.search(r"\b(?:in|near) (?:the )?[A-Z]|\b(?:hall|stand) [A-Z]?\d", before)
             second = second or re.search(r"\b(?:in|at|near)\b (?!\d|[A-Z][a-z]+ \d{4})", after)
             if not OF_THING.search(before) and not second:
                 yield tuple(ask(page, clause, wh, match.span()) for wh in ("Where", "In which place")), *match.span(1)
@@ -313,7 +317,7 @@ VAGUE = re.compile(
     r"\b(?:people|times|things|ways|others?|parts|years?|days|hours|weeks|months|minutes|members|per|total|further|more|additional"
     r"|new|steps|points|ones|kinds|types|sides|cases|areas|reasons|thirds|quarters|first|last|next|previous|million|region"
     r"|countries|nations|drivers|riders|teams|participants|figures|numbers|items|pieces|smaller|inhabitants|households"
-    r"|employees|visitors|plus|advantage|distance|saving|guarantees|thus|that|who|which|than|at)\b"
+    r"|employees|visitors|such|plus|advantage|distance|saving|guarantees|thus|that|who|which|than|at)\b"
 )
 
 
@@ -335,7 +339,7 @@ def figure(page: Page) -> Found:
             continue
         rest = clause.rest[0] + (flat[clause.rest[0]] == " "), clause.rest[1]
         if match := COUNT.match(flat, *rest):
-            if not is_simple and not re.match(r" (?:of|and) ", flat[match.end() :]):
+            if not is_simple and not re.match(r" (?:of|and|from) ", flat[match.end() :]):
                 yield ask(page, clause, f"How many {match[2]}", match.span()), *match.span(1)
         elif match := AMOUNT.match(flat, *rest):
             several = clause.base == "cost" and len(AMOUNT.findall(page.plain, *clause.sentence)) > 1
@@ -346,11 +350,15 @@ def figure(page: Page) -> Found:
                 yield ask(page, clause, how, (match.start(), long.end())), *match.span(1)
             elif is_simple and flat.startswith("The ", start):
                 yield ask(page, clause, "What", match.span()), *match.span(1)
-        elif (match := OF_AMOUNT.match(flat, *rest)) and clause.base:
+        elif (match := OF_AMOUNT.match(flat, *rest)) and clause.base and not re.match(" and an? ", flat[match.end() :]):
             yield ask(page, clause, f"What {match[1]}", match.span()), *match.span(2)
 
 
+OF_SEVERAL = re.compile(  # "from 198,000 (2018) to 271,400 vehicles", "space for 900 trainees", "the Option 719"
+    r"\b(?:from|between) [^.;]*(?:to|and) $|(?:space|room|seats) for $|[a-z] [A-Z]\w* $"
+)
 INCOMPLETE = re.compile(r"[’']| (?:and|or|of|an?|per|each)\b|.* compared (?:with|to) ")
+MONEY = r"€|£|\$|\b(?:euros|dollars|pounds|kroner|pesos)\b|\b[A-Z]{3} (?=\d)"
 COUNTED = ("How many {} does the press release mention?", "How many {} are mentioned?")
 MEASURED = ("What {} does the press release give?", "What {} is mentioned?", "Which {} does the article state?")
 
@@ -369,11 +377,14 @@ def mentioned(page: Page) -> Found:
             if pattern is COUNT:
                 sound = re.search(r"\d{3}", match[1]) or re.search(r"\d\d", match[1]) and CROWD.search(last)
             else:
-                unit = re.escape(re.search(r"€|\S+$", match[2])[0])  # of several prices none is "the price"
-                sound = MEASURE.search(last) and len(re.findall(f"(?<![a-z]){unit}", page.plain)) == 1
+                unit = re.search(r"€|\S+$", match[2])[0]  # of several prices none is "the price"
+                unit = MONEY if re.match(MONEY, unit) else f"(?<![a-z]){re.escape(unit)}"
+                sound = MEASURE.search(last) and len(re.findall(unit, page.plain)) == 1
             sound = sound and not INCOMPLETE.match(page.flat, match.end(), match.endpos)
-            once = len(re.findall(rf"\b{re.escape(last)}\b", page.plain)) == 1
-            if once and sound and words.islower() and not VAGUE.search(words) and not set(others) & FINITE.keys():
+            once = len(re.findall(rf"\b{re.escape(last)}\b", page.plain, re.I)) == 1
+            sound = sound and not OF_SEVERAL.search(page.plain[: match.start(number)])
+            sound = sound and not VAGUE.search(words) and not PRONOUN.search(words) and not set(others) & FINITE.keys()
+            if once and sound and words.islower():
                 yield tuple(question.format(words) for question in asked), *match.span(number)
 
 
@@ -385,9 +396,9 @@ APPOSED = re.compile(
     rf"\b({CAPITAL}(?: {CAPITAL})+), (an? (?!long |lot |little |few )[a-z][^,.;:–()“”]{{12,90}})(?=[,.](?!\d))"
 )
 ABBREVIATION = re.compile(rf"((?:{CAPITAL} )+)\(([A-Z]{{2,6}})\)")
-NAMED_THING = re.compile(rf"(?:The (?:[a-z]+ )?)?{CAPITAL}(?: (?:{CAPITAL}|\d+|of|and|the))+")
+NAMED_THING = re.compile(rf"(?!{MONTH})(?:The (?:[a-z]+ )?)?{CAPITAL}(?: (?:{CAPITAL}|\d+|of|and|the))+")
 ADDRESS = re.compile(rf"{CAPITAL}(?: {CAPITAL})*, {CAPITAL}(?: {CAPITAL})*")  # a dateline, over a list
-BULLET = re.compile(r"(?:^|\n)[ \t]*([-–•]) +(\S[^\n]*?)[.*]*[ \t]*(?=\n|$)")
+BULLET = re.compile(r"(?:^|\n)[ \t]*([-–•]) +(\S[^\n]*?)[.,;*]*[ \t]*(?=\n|$)")
 
 
 def definition(page: Page) -> Found:
@@ -403,7 +414,8 @@ def definition(page: Page) -> Found:
             yield (f"What does {match[2]} stand for?", f"What is {match[2]} short for?"), end - len(words), end
     for match in APPOSED.finditer(page.plain, page.start):
         listed = ENUMERATION.match(page.plain, match.end()) or page.plain[match.start() - 2] in ",&"
-        listed = listed or re.search(r"\b(?i:his|her|its|their|the)(?: [a-z-]+)? $", page.plain[: match.start()])
+        before = r"\b(?i:(?:his|her|its|their|the)(?: [a-z-]+)?|from|of|in|at|near) $"  # "Eva from Ulm, a former …"
+        listed = listed or re.search(before, page.plain[: match.start()])
         quoted = match[1][-1] in "’'"
         if not listed and not quoted and not NO_SUBJECT.match(match[1]) and not set(match[2].split()) & FINITE.keys():
             yield f"{'Who' if is_person(match[1], page.people) else 'Who or what'} is {match[1]}?", *match.span(2)
@@ -423,7 +435,7 @@ def definition(page: Page) -> Found:
 
 def inner(text: str) -> str:
     """Text to stand in quotation marks: its own become single ones."""
-    return tidy(text).replace("“", "‘").replace("”", "’").replace('"', "’").rstrip(":")
+    return re.sub(r'["“](?=\w)', "‘", tidy(text)).replace("”", "’").replace('"', "’").rstrip(":")
 
 
 def section(page: Page) -> Found:
@@ -449,7 +461,8 @@ def lists(page: Page) -> Iterator[tuple[str, list[Span]]]:
     heading, items = "", []
     for start, end in [*page.paragraphs, (0, 0)]:
         text = page.context[start:end]
-        if found := [(start, match) for match in BULLET.finditer(text)]:
+        found = [(start, match) for match in BULLET.finditer(text)]
+        if found and len(found) == len(text.splitlines()):  # a table may have some lines with a dash
             items += found
             continue
         if heading and len(items) > 1 and not any(re.search("[.!?] [A-Z]", item[2]) for _, item in items):
@@ -486,12 +499,17 @@ FIGURE = re.compile(
     rf"|(?<![\w/.,#-])(?<![A-Z] )(?!{YEAR})\d[\d.,]*\d(?: [mb]illion)?"
     r"(?= (?!and|or|to|of|out|per|[mb]illion)[a-z]{3}))(?![\w%])"
 )
+AFTER_TOWN = (  # but not "in Tamil script", "in Frozen Blue metallic"
+    "in|on|at|and|or|as|by|for|from|to|with|until|during|after|before|since|near|between|over|under|through|via|against"
+    "|than|where|who|which|that|when|while|but|because|is|are|was|were|will|can|has|have|had|again|alone|too|only|also"
+    "|today|next|last|this|every|each|the|once|instead"
+)
 TOWN = re.compile(
-    rf"(?<= in )(?!{MONTH}|{WEEKDAY}|BMW|MINI|[A-Z]{{2}}){CAPITAL}(?: {CAPITAL})*"
-    r"(?=,|\.$| [a-z])(?! metallic)"
+    rf"(?<= in )(?!{MONTH}|{WEEKDAY}|BMW|MINI|[A-Z][A-Z\d]){CAPITAL}(?: {CAPITAL})*"
+    rf"(?=,|\.$| (?:{AFTER_TOWN})\b)"
 )
 NO_TOWN = re.compile(
-    r"(?:finish|paint|coat|colou?r|trim|upholst|leather|livery|lacquer|band|caps|roof|look)\w*\b[^.]*$"  # a colour
+    r"(?:seats|finish|paint|coat|colou?r|trim|upholst|leather|livery|lacquer|band|caps|roof|look)\w*\b[^.]*$"  # colours
     r"|[’']|(?:ish|ian|ese|German|French|Dutch|Czech)$|(?:White|Red|Blue|Green|Black|Gr[ae]y|Silver|Orange|Yellow)\b[^.]*$"
 )
 NO_GAP = re.compile(r"""[“”"„…•]|/100 ?km|,['’] |\): """)  # a quotation, a list, a heading before its colon
@@ -532,7 +550,7 @@ def gap(page: Page, gaps: Sequence[tuple] = GAPS) -> Found:
             vague = not named and (REFERS.search(before + after) or len((before + after).split()) < 8)
             no_place = thing == "place" and (NO_TOWN.search(before + missing) or NO_PLACE.search(missing.lower()))
             half = re.match(r" and |, (?!and|but|while)", after)  # of a reason
-            no_reason = thing == "reason" and (NEGATED.search(before) or half)
+            no_reason = thing == "reason" and (NEGATED.search(before) or half or PRONOUN.search(missing))
             if not vague and not no_place and not no_reason:
                 how = "How long" if thing == "figure" and LASTS.search(missing) else wh
                 rest = f"“{before}…{after.rstrip('.')}”?".replace("*", "")
@@ -606,12 +624,11 @@ def falsify(question: str, rng: random.Random) -> str:
     months = re.findall(rf"\b{MONTH}\b", question)
     open_end = rf"(?:the month of|after|before|since) (?:\d+ )?{MONTH}"  # a record for May may be one for June, too
     if len(months) == 1 and not re.search(open_end, question):
-        long = re.search(rf"\b(?:29|3[01]) {months[0]}", question)  # there is no 31 April
+        long = re.search(r"\b(?:29|3[01])(?:th|st)?\b", question)  # there is no 31 April
         other = rng.choice([month for month in (LONG_MONTHS if long else MONTHS) if month != months[0]])
         return re.sub(rf"\b{months[0]}\b", other, question)
-    figures = (
-        rf"(?<![-#.,/:\w])(?<![A-Z] )({DIGITS}|{'|'.join(WORDS)})(?= (?:million |billion )?(?:{UNIT}|[a-z]{{4,}}s\b))"
-    )
+    figures = rf"(?<![-#.,/:\w])(?<![A-Z] )(?<!per )({DIGITS}|{'|'.join(WORDS)})"
+    figures += rf"(?= (?:million |billion )?(?:{UNIT}|[a-z]{{4,}}s\b))"
     found = list(re.finditer(figures, question))
     vague = r"\b(?:more|less|fewer|over|least|up to|most|nearly|almost)\b"
     vague += r"|\b(?:after|in|within) (?:\w+ )?\w+ (?:day|week|month|year)s\b"
@@ -672,7 +689,7 @@ def swapped(page: Page, others: Sequence[Page], question: str, rng: random.Rando
         (page.people, {name for other in others for name in other.people}),
     ):
         for name in sorted(set(own)):
-            asked = re.compile(rf"(?<= ){re.escape(name)}(?!\w|,? [A-Z])")
+            asked = re.compile(rf"(?<= )(?<! and ){re.escape(name)}(?!\w|,? [A-Z]| and [A-Z])")
             strange = sorted(  # no plural in a singular's place
                 other
                 for other in theirs

@@ -58,6 +58,23 @@ def train_splitter(texts: Iterable[str]) -> PunktSentenceTokenizer:
     return PunktSentenceTokenizer(parameters)
 
 
+NEVER_ENDS = re.compile(r"\b(?:Dr|Prof|Ing|Dipl|Mag|Mr|Mrs|Ms|St|Gebr|No|U\.S|U\.K)\.$")
+
+
+def split(splitter: PunktSentenceTokenizer, text: str) -> list[Span]:
+    """The sentences of a paragraph, where Punkt has cut behind an abbreviation as one.
+
+    >>> split(train_splitter([]), "He met Dipl.-Ing. Weber. It rained.")
+    [(0, 24), (25, 35)]
+    """
+    spans = []
+    for start, end in splitter.span_tokenize(text):
+        if spans and NEVER_ENDS.search(text[: spans[-1][1]]):
+            start = spans.pop()[0]
+        spans.append((start, end))
+    return spans
+
+
 def paragraph_spans(context: str, start: int) -> list[Span]:
     """The stripped paragraphs of `context` from `start` on.
 
@@ -96,9 +113,16 @@ def is_prose(paragraph: str) -> bool:
 WORDS = "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen twenty".split()
 DIGITS = r"\d+(?:[.,]\d+)*"
 NUMBER = rf"(?:(?<![#.,\w])(?:€\s?)?\b{DIGITS}|(?<!-)\b(?:{'|'.join(WORDS)}))(?:\s(?:million|billion))?\b"
+NOT_DURING = "".join(  # "spread over two days" and "5 million over two years" are not more than two
+    rf"(?<!{word} )"
+    for word in (
+        r"handed taken developed spread extend extends extended stretch stretches run runs ran \d million billion "
+        "euros dollars pounds"
+    ).split()
+)
 ABOUT = (
-    r"(?i:(?:around|about|some|nearly|almost|roughly|approximately|exactly|just (?:over|under)|up to"
-    r"|(?:well )?(?<!handed )(?<!taken )(?<!developed )(?<!spread )over|(?:no )?(?:more|less|fewer) than|at least"
+    rf"(?i:(?:around|about|some|nearly|almost|roughly|approximately|exactly|just (?:over|under)|up to"
+    rf"|(?:well )?{NOT_DURING}over|(?:no )?(?:more|less|fewer) than|at least"
     r"|as many as)\s)?"
 )
 UNIT = (
@@ -115,10 +139,10 @@ DATE = rf"(?:{DAY}|{MONTH}\s{YEAR}|{YEAR}|(?:spring|summer|autumn|winter)\s(?:of
 CLOCK = r"(?:\sat\s\d\d?(?:[:.]\d\d(?:\s[ap]\.?m\.?)?|\s[ap]\.?m\.?))?"
 CAPITAL = r"[A-ZÀ-ÖØ-ÞŠŽŁ][\w’'-]*"
 TITLE = r"(?:(?:Prof|Dr|Mr|Ms|Mrs)\.?\s)+"
-NAME = rf"{TITLE[:-1]}*{CAPITAL}(?:\s(?:(?:de|da|di|del|van|von|der|den|la|le|zu)\s)*(?:[A-Z]\.|{CAPITAL})){{1,3}}"
+NAME = rf"{TITLE[:-1]}*{CAPITAL}(?: (?:(?:de|da|di|del|van|von|der|den|la|le|zu) )*(?:[A-Z]\.|{CAPITAL})){{1,3}}"
 NO_NAME = re.compile(
     r"\b(?:BMW|MINI|Group|AG|GmbH|The|In|On|At|For|Team|Racing|Motorsport|Plant|Board|Head|M|Series|Photo|Phone|Motorrad"
-    r"|Riders?|Drivers?|Pilots?|Statement|World|Director|Manager|Project|Product|Now|But|When|While|As|After|Even|Today|Also|Then|With|From|By|Both)\b"
+    r"|Riders?|Drivers?|Pilots?|Statement|World|Director|Manager|Project|Product|Communications|Sciences|University|Institute|Cent(?:re|er)|Academy|Association|Foundation|Museum|Now|And|But|So|For|Yet|When|While|As|After|Even|Today|Also|Then|With|From|By|Both)\b"
     r"|Speedway|Circuit|International|Klub|Squad|Moto|Sports|Esports|Ring\b|Mans\b|Empire\b"  # a race track, a team
 )
 ROLE = (
@@ -126,12 +150,12 @@ ROLE = (
     r"(?:Head|Director|CEO|CFO|Officer|Chair(?:man|woman)|Member of the (?:Board|Supervisory)|President|Manager"
     r"|Principal|Spokes(?:person|man|woman)|Designer|Curator|Founder)\b)"
 )
-DEPARTMENT = r"\s[A-Z][\w-]+(?:\s[A-Z][\w-]+)*"
+DEPARTMENT = r" [A-Z][\w-]+(?: [A-Z][\w-]+)*"
 DEPARTMENTS = rf"(?:(?<=AG),{DEPARTMENT}(?:(?:,?\sand|,){DEPARTMENT})*(?=[.,:;]))?"
 OFFICE_ENDS = (
     rf"\d+[:.]\d+|who|since|and\s[a-z]+|said|says|in\s{CAPITAL}\son|Phone|Telephone|Tel|Mobile|Fax|Mail|E-?mail|Email"
 )
-OFFICE = rf"{ROLE}(?:\s(?!(?:{OFFICE_ENDS})\b)[^\s,.;:“”\"()]+)*{DEPARTMENTS}"
+OFFICE = rf"{ROLE}(?: (?!(?:{OFFICE_ENDS})\b)[^\s,.;:“”\"()]+)*{DEPARTMENTS}"
 AFTER_OFFICE = re.compile(rf"{ROLE}[^.,:;“”]*, $")  # "Director of Exhibitions, Tate Modern said"
 SAYS = "says|said|explains?|explained|adds|added|reports|reported|recalls|recalled|comments|commented|emphasi[sz]es"
 
@@ -230,19 +254,20 @@ BOUNDARY = re.compile(  # where another clause begins
     r"[,:](?!\d)|;|\s[–—-]\s(?!\d)|\s(?:because|so that|in order to|while|when|whereas|where|who|whose|although|though"
     r"|that|but|(?:(?:in|of|from|with|for|on|at) )?which|until (?!\d|[A-Z])|since (?!\d|[A-Z])|thanks to|due to"
     r"|owing to|as well as|as soon as|making|giving)\b"
-    rf"|\sand\s(?=(?:{ANY_FINITE}|also|then|now|thus|\w+ed|\w+ly)\b)|(?=[.!?…]$)"
+    rf"|\sand\s(?=(?:{ANY_FINITE}|be|also|then|now|thus|shown|seen|taken|given|driven|\w+ed|\w+ly)\b)|(?=[.!?…]$)"
 )
 UNCLEAR = re.compile(  # what a question cannot say without the sentences around it
     r"\b(?:he|she|it|they|him|them|this|these|those|such|here|there|latter|respectively|others?|another|I|we|our|us|my|me"
     r"|you|your|not|never|nor|hardly|nobody|nothing|neither|if|unless|would|could|might|both|that|(?<!-)ones?(?!-| of)"
     r"|no(?! (?:more|less|fewer) than)|by then|(?:on|at|in) the same|\d+-year-old"
-    r"|ago|since then|her(?= (?:to|in|at|from|on|with|by)\b))\b",
+    r"|ago|since then|as a result(?! of)|in the process|in doing so|her(?= (?:to|in|at|from|on|with|by)\b))\b",
     re.I,
 )
 NO_SUBJECT = re.compile(
     r"^(?:One|Ever|Some|All|Each|Every|Many|Most|Few|More|Only|Even|Just|Not|What|Who|How|Why|Where|When|As|If|To|With|Without"
-    r"|Here|Now|Once|Afterwards|Its|Their|His|Her|Or|And|But|So|Yet|Up|Next|First|Second|Third|Last|Further|Thanks|Also|Another|Other"
-    r"|In|On|Off|At|By|For|From|Of|After|Before|During|While|Because|Since|Like|Over|Under|Among|Between|\w+ing|\w+ly)\b",
+    r"|Here|Now|Today|Once|Afterwards|Its|Their|His|Her|Or|And|But|So|Yet|Up|Next|First|Second|Third|Last|Further|Thanks|Also|Another|Other"
+    r"|In|On|Off|At|By|For|From|Of|After|Before|During|While|Because|Since|Like|Over|Under|Among|Between|\w+ing|\w+ly"
+    r"|\w+ed (?:in|on|at|by|for|from|with|to))\b",
     re.I,
 )
 ADVERB = (
@@ -263,6 +288,7 @@ OBJECT = re.compile(
 PREPOSITION = re.compile(
     r" (?:in|on|at|from|to|with|until|into|as|through|between|over|up|around|about|out|of|place|for|by|well|underway)\b"
 )
+BY_SOMEONE = re.compile(rf" by (?!{ABOUT}{NUMBER})")  # "operated by", not "rose by 5 %"
 APPOSITION = re.compile(rf"([^,;:–]{{3,70}})(,[^,;:–]{{3,90}}(?:,[^,;:–]{{1,60}})?,)(?= (?:{ANY_FINITE})\b)")
 ADJECTIVES = re.compile(  # "a modern, elegant look", where a comma ends no clause
     r" (?:an?|the|its)(?: [a-z]+ly)? [a-z-]+, (?!(?:which|who|where|when|with|and|but|while|so|as|in|on|at|of|for|from"
@@ -311,6 +337,9 @@ def read_page(article: dict, splitter: PunktSentenceTokenizer) -> Page:
     if "The BMW Group" in texts:  # from here on the company describes itself, everywhere in the same words
         paragraphs = paragraphs[: texts.index("The BMW Group")]
     plain = re.sub(r"\s", " ", context)
+    for begin, end in paragraphs:
+        if not is_prose(context[begin:end]):  # a name in a list or a contact block ends with its line
+            plain = plain[:begin] + re.sub(r"[^\S\n]", " ", context[begin:end]) + plain[end:]
     flat = blank(blank(plain, r"(?<=\s)\([^()]*\)"), r"\*+")
     for pattern in COMMAS:
         flat = pattern.sub(lambda match: match[0].replace(",", "‚"), flat)
@@ -319,7 +348,7 @@ def read_page(article: dict, splitter: PunktSentenceTokenizer) -> Page:
         opened, closed, straight = (plain.count(mark, begin, end) for mark in '“”"')
         if opened == closed and straight % 2 == 0 and is_prose(context[begin:end]):
             quoted = [match.span() for match in QUOTATION.finditer(plain, begin, end)]
-            found = [(begin + left, begin + right) for left, right in splitter.span_tokenize(context[begin:end])]
+            found = [(begin + left, begin + right) for left, right in split(splitter, context[begin:end])]
             sentences += [span for span in found if not any(a < span[1] and span[0] < b for a, b in quoted)]
     for begin, end in sentences:
         first = read_clause(flat, (begin, end), people)
@@ -409,6 +438,8 @@ def read_clause(flat: str, sentence: Span, people: frozenset[str]) -> Clause | N
         re.search(r" (?:after|before|since) ", names)
         or NO_SUBJECT.match(re.sub(rf"^{ABOUT}(?=\d)", "", names))
         or UNCLEAR.search(f"{lead} {names}")
+        or re.search(r" (?:its|their|his|her) ", names)
+        or re.fullmatch(f"{ABOUT}{NUMBER}", names)
         or HANGING.search(names)
     ):
         return None
@@ -419,6 +450,8 @@ def read_clause(flat: str, sentence: Span, people: frozenset[str]) -> Clause | N
     rest = flat[after : max(after, stop)]
     cut = (
         stop < 0
+        or flat.startswith(":", stop)
+        and not rest.strip()  # "The readers have chosen: …"
         or aux in HAVE  # "has initiated and engaged in more than 100 projects"
         and base
         and not rest.strip()
@@ -458,6 +491,7 @@ def find_verb(flat: str, start: int, end: int) -> tuple[str, int, int, str, str]
         if word == "cost" and not is_plural(names):
             aux = "did"
         goes_on = base in INTRANSITIVE and PREPOSITION.match(flat, after) and not doubtful
+        goes_on = goes_on and not BY_SOMEONE.match(flat, after)
         if (goes_on or OBJECT.match(flat, after)) and (aux != "do" or is_plural(names)):
             return names, match.start(), after, aux, base
         if aux == "does" and base not in NOUNS:
@@ -468,7 +502,8 @@ def find_verb(flat: str, start: int, end: int) -> tuple[str, int, int, str, str]
 
 def is_plural(subject: str) -> bool:
     """Whether a subject takes a plural verb: is_plural("Tickets for the race") is True."""
-    return " and " in subject or bool(re.search(r"[^su]s$", re.split(r" (?:of|for|in|from|at|with|to) ", subject)[0]))
+    head = re.split(r" (?:of|for|in|from|at|with|to|by) ", subject)[0]
+    return " and " in subject or bool(re.search(r"[^su]s$", head))
 
 
 def split_names(text: str) -> list[str]:

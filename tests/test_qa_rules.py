@@ -142,6 +142,7 @@ def test_the_same_seed_gives_the_same_pairs_and_another_seed_others(corpus):
         ("Where was the BMW M4 GT3 Evo shown?", "BMW M4 GT3 Evo", "BMW iX3"),
         ("Where did the fans see Anna Berg?", "Anna Berg", "Eva Lind"),
         ("Who is based in Ulm, Ohio?", None, None),
+        ("When did the fans see Max Mayer and Anna Berg?", None, None),  # they saw one of them
         ("When was the race held in Germany with the rest?", None, None),  # Garmisch is in it
         ("Where did the race begin?", None, None),
     ],
@@ -195,6 +196,21 @@ def test_questions_without_answer_are_made_like_those_with_one_and_alone_if_ther
         "Eva Lind won the Hill Race in a car built in 1979 ahead of Max Mayer.",
         "The plant in Ulm is being rebuilt for the start of production in 2026.",
         "The new option is included in Hill Navigation.",
+        "For the new edition, presented on Tuesday, 8.2 million cars in Ulm were taken into account on 3 May.",
+        "Since the spring, 60 of its systems have been in use in Ulm.",
+        "Hill Motors has created a collection of ten cars for clients in Ulm.",
+        "Anna Berg finished third in the #233 MINI of Berg Racing.",
+        "Anna Berg won the Hill Race in front of Eva Lind.",
+        "The captain is Eva Lind from South Korea, a former champion of the world.",
+        "Today the Hill Centre is the hub of the worldwide network.",
+        "The plant in Ulm replaces two lines from 1998 that were slow.",
+        "The Hill Village extends over 3,000 square metres.",
+        "The bond in Ulm has a volume of 750 million euros and a coupon of 2.6%.",
+        "The seats will be mounted in the M Manufaktur in Ulm.",
+        "From 1955 to 1962, 161,728 were built in Ulm under licence.",
+        "Documentation of the tour is published in a book and shown in Ulm.",
+        "A new place, in Ulm, is due to follow in spring 2027, with the college.",
+        "The rate of the Hill Test has fallen in Ulm as a result.",
     ],
 )
 def test_a_sentence_that_could_be_misread_is_left_alone(sentence):
@@ -217,6 +233,7 @@ def test_a_sentence_that_could_be_misread_is_left_alone(sentence):
         ("The desert rally covers 12 stages.", "How many stages does the desert rally cover?", "12"),
         ("Ulm’s Eva Lind won the Hill Race on 3 May.", "When did Ulm’s Eva Lind win the Hill Race?", "3 May"),
         ("Reserve starts in Ulm on 3 May. Use Reserve to reserve.", "When does Reserve start in Ulm?", "3 May"),
+        ("The new plant is to begin work in 2026 and be done in 2028.", "When is the new plant to begin work?", "2026"),
     ],
 )  # fmt: skip
 def test_forms_that_press_releases_love(text, question, answer):
@@ -232,6 +249,13 @@ def test_forms_that_press_releases_love(text, question, answer):
         "Two cases with a volume of 27 litres each stand beside a tank of 18 litres.",
         "A rim costs a price of 690 euros, a seat 310 euros.",
         "The line is to make 1,200 bikes a day.",
+        "At the Hill Race the Option 719 costs more.",
+        "Up to now there had been 1,630 such visits.",
+        "The car is sold at a price of €429 and the set costs 9,840 euros.",
+        "On the first 300 trips it rained. Trips a day: 28.",
+        "The engine of 1,300 cc it develops in Ulm.",
+        "Deliveries rose from 198,000 (2018) to 271,400 vehicles (2025).",
+        "The academy has space for up to 900 trainees.",
     ],
 )
 def test_what_is_counted_or_measured_twice_or_cut_off_is_not_asked_for(sentence):
@@ -244,9 +268,19 @@ def test_an_office_keeps_departments_of_several_words():
     assert [pair["answer"] for pair in pairs] == [text[text.index("Member") : -1]]
 
 
-def test_an_office_of_several_departments_is_left_alone_where_its_end_is_not_clear():
-    text = "“Good,” says Anna Berg, Head of Events, Exhibitions and Sport."
+@pytest.mark.parametrize("office", ["Events, Exhibitions and Sport", "Brand, Shows & Events", "Sales, Brands, Ulm"])
+def test_an_office_of_several_departments_is_left_alone_where_its_end_is_not_clear(office):
+    text = f"“Good,” says Anna Berg, Head of {office}."
     assert find_pairs(make_article(text), ("office", "person"))[0] == []
+
+
+def test_a_name_in_a_contact_block_is_on_one_line():
+    text = "“Good,” says Eva Lind.\n\nCorporate Communications\nAnna Berg, Head of Sales News\nPhone: 1"
+    pairs, _ = find_pairs(make_article(text), ("office", "person"))
+    assert [pair["answer"] for pair in pairs] == ["Head of Sales News", "Anna Berg"]
+    assert qa_sentences.find_people("Corporate Communications, Head of Sales, and Anna Berg, Head of Sales") == {
+        "Anna Berg"
+    }
 
 
 def test_an_organisation_between_an_office_and_its_verb_is_no_person():
@@ -259,6 +293,42 @@ def test_a_quotation_is_not_by_who_speaks_next():
     text = f"Anna Berg, Head of Sales: {words} Leo Kurz, Head of Design, adds: “The new one is ours.”"
     pairs, _ = find_pairs(make_article(text), ("quote",))
     assert [pair["answer"] for pair in pairs if "200,000" in pair["question"]] == ["Anna Berg"]
+
+
+def test_what_is_operated_by_someone_does_not_operate():
+    text = "At launch, 210 posts operated by Hill Energy support the test, and rose by 5 % in Ulm."
+    subject, *_, base = qa_sentences.find_verb(text, 11, len(text)) or ("", "")
+    assert base != "operate"
+    assert qa_sentences.find_verb("Sales rose by 5 % in Ulm.", 0, 25)[4] == "rise"
+
+
+def test_a_reason_ends_where_something_else_happened():
+    text = "The Hill Race in Ulm was first postponed due to rain and then cancelled altogether."
+    (pair,) = find_pairs(make_article(text), ("why",))[0]
+    assert pair["answer"] == "due to rain"
+
+
+def test_nothing_is_said_where_a_colon_says_it():
+    text = "The readers of the Hill Journal have chosen: with 31.4 percent of the votes the BMW i5 was elected."
+    assert find_pairs(make_article(text), ("yes_no",))[0] == []
+
+
+def test_a_list_item_ends_without_its_semicolon():
+    pairs, _ = find_pairs(make_article("The most valuable:\n\n– an R 37 from 1925;\n\n– an R 5;"), ("list",))
+    assert {pair["answer"] for pair in pairs} == {"an R 37 from 1925", "an R 5"}
+
+
+def test_who_introduces_the_next_quotation_has_not_said_the_one_before():
+    first, second = "“That is why the vest works on any motorcycle.”", "“We build 300 prototypes a year in Ulm.”"
+    pairs, _ = find_pairs(make_article(f"“It is safe,” says Eva Lind. {first} Leo Kurz adds: {second}"), ("quote",))
+    assert [pair["answer"] for pair in pairs if "vest" in pair["question"]] == []
+    assert qa_sentences.find_people("And Kurz adds: “Good.” The Innovation Centre (FIZ) did not.") == set()
+
+
+def test_a_table_with_some_dashes_is_no_list():
+    text = "Sales at a glance\n\nBMW 528,906 +2.1%\n- BMW M 53,871 +6.2%\n- BMW i 9,871 +3.2%"
+    assert find_pairs(make_article(text), ("list",))[0] == []
+    assert len(find_pairs(make_article(text.replace("BMW 5", "- BMW 5")), ("list",))[0]) == 2
 
 
 def test_a_race_track_in_its_country_is_no_driver():
@@ -291,9 +361,12 @@ def test_a_date_and_a_place_are_no_heading():
 
 def test_a_teaser_without_a_verb_is_not_what_an_article_is_about():
     teaser, text = "Strengthening the core values of the brand.", "Ulm. The Hill Race starts on 3 May in Garmisch."
-    for paragraphs, about in (((teaser, text), text), ((teaser,), teaser)):
-        (pair,) = find_pairs(make_article("\n\n".join(paragraphs)), ("about",))[0]
+    asked, sent = "Ms Berg, you have won again. What is new?", "Attached please find the report on May for download."
+    for first, about in ((teaser, text), (asked, text), (sent, sent)):
+        (pair,) = find_pairs(make_article(f"{first}\n\n{text}"), ("about",))[0]
         assert pair["answer"] == about
+    (pair,) = find_pairs(make_article(teaser), ("about",))[0]
+    assert pair["answer"] == teaser
 
 
 def test_no_pattern_tries_the_same_words_again_and_again():
@@ -348,6 +421,11 @@ def test_a_paragraph_that_is_no_simple_sentence_gives_nothing(sentence):
         ("Visitors are led through the work in Portuguese and English, as ever, for free.", set()),
         ("He has been with the company, as it was and as it is, for 35 years.", set()),
         ("The decline is, as ever, due to fog.", set()),
+        ("As ever, the seats in Vescin, which is no town, are brown and soft.", set()),
+        ("The doors show, as ever, the names of all the weavers in Tamil script.", set()),
+        ("In the group, the cost of sales was, as ever, lower in Q3.", set()),
+        ("When the lane is free, a glance suffices, as ever, in order to trigger it.", set()),
+        ("The work, worth DKK 31 million over five years, was, as ever, given to BMW.", {"five years"}),
         ("Twenty-five years and several extensions later, the site has become one of the largest.", set()),
         ("The carbon footprint of Chinese steel is about 10 to 30 per cent smaller than that of others.", set()),
         ("Since the spring, the K 1600 models have been built, as ever, by hand.", set()),
@@ -369,7 +447,8 @@ def test_a_gap_takes_out_what_its_question_asks_for(sentence, missing):
 
 def test_a_false_month_has_as_many_days():
     asked = {qa_rules.falsify("Does the race start on 31 May?", random.Random(seed)) for seed in range(50)}
-    assert len(asked) == 6 and not [question for question in asked if re.search("Feb|Apr|Jun|Sep|Nov|May", question)]
+    asked |= {qa_rules.falsify("Is it on 30th and 31st May?", random.Random(seed)) for seed in range(50)}
+    assert len(asked) == 12 and not [question for question in asked if re.search("Feb|Apr|Jun|Sep|Nov|May", question)]
 
 
 @pytest.mark.parametrize(
@@ -378,6 +457,7 @@ def test_a_false_month_has_as_many_days():
         "Was it a record for the month of May?",
         "Must it be made after 3 May?",
         "Has BMW built the K 1600 models in Ulm?",
+        "Is the consumption measured per 100 kilometres?",
     ],
 )
 def test_what_another_month_or_figure_would_not_make_false_is_left_alone(question):

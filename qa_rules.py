@@ -380,11 +380,11 @@ def mentioned(page: Page) -> Found:
                 unit = re.search(r"€|\S+$", match[2])[0]  # of several prices none is "the price"
                 unit = MONEY if re.match(MONEY, unit) else f"(?<![a-z]){re.escape(unit)}"
                 sound = MEASURE.search(last) and len(re.findall(unit, page.plain)) == 1
-            sound = sound and not INCOMPLETE.match(page.flat, match.end(), match.endpos)
             once = len(re.findall(rf"\b{re.escape(last)}\b", page.plain, re.I)) == 1
-            sound = sound and not OF_SEVERAL.search(page.plain[: match.start(number)])
-            sound = sound and not VAGUE.search(words) and not PRONOUN.search(words) and not set(others) & FINITE.keys()
-            if once and sound and words.islower():
+            vague = VAGUE.search(words) or PRONOUN.search(words) or set(others) & FINITE.keys()
+            part = INCOMPLETE.match(page.flat, match.end(), match.endpos)
+            part = part or OF_SEVERAL.search(page.plain[: match.start(number)])
+            if sound and once and words.islower() and not vague and not part:
                 yield tuple(question.format(words) for question in asked), *match.span(number)
 
 

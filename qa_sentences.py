@@ -142,7 +142,9 @@ TITLE = r"(?:(?:Prof|Dr|Mr|Ms|Mrs)\.?\s)+"
 NAME = rf"{TITLE[:-1]}*{CAPITAL}(?: (?:(?:de|da|di|del|van|von|der|den|la|le|zu) )*(?:[A-Z]\.|{CAPITAL})){{1,3}}"
 NO_NAME = re.compile(
     r"\b(?:BMW|MINI|Group|AG|GmbH|The|In|On|At|For|Team|Racing|Motorsport|Plant|Board|Head|M|Series|Photo|Phone|Motorrad"
-    r"|Riders?|Drivers?|Pilots?|Statement|World|Director|Manager|Project|Product|Communications|Sciences|University|Institute|Cent(?:re|er)|Academy|Association|Foundation|Museum|Now|And|But|So|For|Yet|When|While|As|After|Even|Today|Also|Then|With|From|By|Both)\b"
+    r"|Riders?|Drivers?|Pilots?|Statement|World|Director|Manager|Project|Product|Communications|Sciences|University"
+    r"|Institute|Cent(?:re|er)|Academy|Association|Foundation|Museum|Now|And|But|So|For|Yet|When|While|As|After|Even"
+    r"|Today|Also|Then|With|From|By|Both)\b"
     r"|Speedway|Circuit|International|Klub|Squad|Moto|Sports|Esports|Ring\b|Mans\b|Empire\b"  # a race track, a team
 )
 ROLE = (
@@ -232,7 +234,7 @@ class Page:
 
     context: str
     start: int  # of the text, after title and date
-    plain: str  # with every white space a blank
+    plain: str  # with every white space a blank, line breaks outside of running text aside
     flat: str  # and with brackets blanked
     title: str
     paragraphs: list[Span]

@@ -20,7 +20,7 @@ from nltk.tokenize.punkt import PunktSentenceTokenizer
 from qa_sentences import (  # isort: skip
     ABOUT, ANY_FINITE, BE, CAPITAL, CLOCK, DATE, DAY, DIGITS, ENUMERATION, FINITE, MONTH, MONTHS, NAME,
     NO_NAME, NO_SUBJECT, NOT_PROSE, NUMBER, OFFICE, ROLE, SAYS, UNIT, WEEKDAY, WORDS, YEAR, Page, Span, article_context,
-    ask, follows_office, is_person, is_prose, read_page, split, split_names, tidy, told, train_splitter,
+    ask, follows_office, is_person, read_page, split, split_names, tidy, told, train_splitter,
 )  # fmt: skip
 
 __all__ = ["KINDS", "ORIGINAL_KINDS", "UNANSWERABLE", "article_context", "find_pairs", "train_splitter"]
@@ -49,10 +49,9 @@ def original(page: Page, kind: str, splitter: PunktSentenceTokenizer) -> Span | 
         return (0, len(page.title)) if page.title else None
     if kind == "date":
         return len(page.title) + 1, page.start - 2
-    prose = [span for span in page.paragraphs if is_prose(page.context[slice(*span)])]
-    if not prose:
+    if not page.prose:
         return None
-    start, end = min(prose, key=lambda span: is_fragment(page.context[slice(*span)]))  # the first that is none, if any
+    start, end = min(page.prose, key=lambda span: is_fragment(page.context[slice(*span)]))  # the first whole one
     ends = [stop for _, stop in split(splitter, page.context[start:end])]
     return start, start + max([stop for stop in ends if stop <= ABOUT_LIMIT], default=ends[0])
 
@@ -383,7 +382,7 @@ def mentioned(page: Page) -> Found:
             once = len(re.findall(rf"\b{re.escape(last)}\b", page.plain, re.I)) == 1
             vague = VAGUE.search(words) or PRONOUN.search(words) or set(others) & FINITE.keys()
             part = INCOMPLETE.match(page.flat, match.end(), match.endpos)
-            part = part or OF_SEVERAL.search(page.plain[: match.start(number)])
+            part = part or OF_SEVERAL.search(page.plain, 0, match.start(number))
             if sound and once and words.islower() and not vague and not part:
                 yield tuple(question.format(words) for question in asked), *match.span(number)
 

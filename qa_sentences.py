@@ -11,9 +11,9 @@ from datetime import date
 from nltk.tokenize.punkt import PunktSentenceTokenizer, PunktTrainer
 
 MONTHS = "January February March April May June July August September October November December".split()
-ABBREVIATIONS = (
-    "dr prof mr mrs ms st no nos ca approx incl excl max min vs jr sr inc corp ltd co gen u.s u.k e.v e.g i.e a.m p.m "
-    "sept oct nov dec prev yr"
+NEVER_LAST = "Dr Prof Mr Mrs Ms St No U.S U.K".split()  # abbreviations with which no sentence ends
+ABBREVIATIONS = [word.lower() for word in NEVER_LAST] + (
+    "nos ca approx incl excl max min vs jr sr inc corp ltd co gen e.v e.g i.e a.m p.m sept oct nov dec prev yr"
 ).split()
 UNITS = "kw hp nm kwh km kg mm cm m g l s h".split()
 
@@ -58,7 +58,7 @@ def train_splitter(texts: Iterable[str]) -> PunktSentenceTokenizer:
     return PunktSentenceTokenizer(parameters)
 
 
-NEVER_ENDS = re.compile(r"\b(?:Dr|Prof|Ing|Dipl|Mag|Mr|Mrs|Ms|St|Gebr|No|U\.S|U\.K)\.$")
+NO_END = re.compile(rf"\b(?:{'|'.join(map(re.escape, NEVER_LAST))}|Ing|Dipl|Mag|Gebr)\.$")
 
 
 def split(splitter: PunktSentenceTokenizer, text: str) -> list[Span]:
@@ -69,7 +69,7 @@ def split(splitter: PunktSentenceTokenizer, text: str) -> list[Span]:
     """
     spans = []
     for start, end in splitter.span_tokenize(text):
-        if spans and NEVER_ENDS.search(text[: spans[-1][1]]):
+        if spans and NO_END.search(text[: spans[-1][1]]):
             start = spans.pop()[0]
         spans.append((start, end))
     return spans
@@ -121,7 +121,7 @@ NOT_DURING = "".join(  # "spread over two days" and "5 million over two years" a
     ).split()
 )
 ABOUT = (
-    rf"(?i:(?:around|about|some|nearly|almost|roughly|approximately|exactly|just (?:over|under)|up to"
+    r"(?i:(?:around|about|some|nearly|almost|roughly|approximately|exactly|just (?:over|under)|up to"
     rf"|(?:well )?{NOT_DURING}over|(?:no )?(?:more|less|fewer) than|at least"
     r"|as many as)\s)?"
 )
@@ -238,6 +238,7 @@ class Page:
     flat: str  # and with brackets blanked
     title: str
     paragraphs: list[Span]
+    prose: list[Span]  # those that are running text
     sentences: list[Span]
     clauses: list[Clause]
     clear: list[Clause]  # those whose subject a reader knows who has not read the sentence before
@@ -287,10 +288,10 @@ OBJECT = re.compile(
     r"|victory|pole position|part|first|second|third|fourth|fifth"
     rf"|special|(?<!ed )by(?= \d)|{CAPITAL}|“\w+|€?\d[\d.,]*|{'|'.join(WORDS)})(?=\W|$)"
 )
-PREPOSITION = re.compile(
-    r" (?:in|on|at|from|to|with|until|into|as|through|between|over|up|around|about|out|of|place|for|by|well|underway)\b"
+PREPOSITION = re.compile(  # "rose by 5 %", but not "operated by"
+    r" (?:in|on|at|from|to|with|until|into|as|through|between|over|up|around|about|out|of|place|for|well|underway"
+    rf"|by(?! (?!{ABOUT}{NUMBER})))\b"
 )
-BY_SOMEONE = re.compile(rf" by (?!{ABOUT}{NUMBER})")  # "operated by", not "rose by 5 %"
 APPOSITION = re.compile(rf"([^,;:–]{{3,70}})(,[^,;:–]{{3,90}}(?:,[^,;:–]{{1,60}})?,)(?= (?:{ANY_FINITE})\b)")
 ADJECTIVES = re.compile(  # "a modern, elegant look", where a comma ends no clause
     r" (?:an?|the|its)(?: [a-z]+ly)? [a-z-]+, (?!(?:which|who|where|when|with|and|but|while|so|as|in|on|at|of|for|from"
@@ -339,16 +340,17 @@ def read_page(article: dict, splitter: PunktSentenceTokenizer) -> Page:
     if "The BMW Group" in texts:  # from here on the company describes itself, everywhere in the same words
         paragraphs = paragraphs[: texts.index("The BMW Group")]
     plain = re.sub(r"\s", " ", context)
+    prose = [span for span in paragraphs if is_prose(context[slice(*span)])]
     for begin, end in paragraphs:
-        if not is_prose(context[begin:end]):  # a name in a list or a contact block ends with its line
+        if (begin, end) not in prose:  # a name in a list or a contact block ends with its line
             plain = plain[:begin] + re.sub(r"[^\S\n]", " ", context[begin:end]) + plain[end:]
     flat = blank(blank(plain, r"(?<=\s)\([^()]*\)"), r"\*+")
     for pattern in COMMAS:
         flat = pattern.sub(lambda match: match[0].replace(",", "‚"), flat)
     sentences, clauses, people = [], [], find_people(plain[start:])
-    for begin, end in paragraphs:
+    for begin, end in prose:
         opened, closed, straight = (plain.count(mark, begin, end) for mark in '“”"')
-        if opened == closed and straight % 2 == 0 and is_prose(context[begin:end]):
+        if opened == closed and straight % 2 == 0:
             quoted = [match.span() for match in QUOTATION.finditer(plain, begin, end)]
             found = [(begin + left, begin + right) for left, right in split(splitter, context[begin:end])]
             sentences += [span for span in found if not any(a < span[1] and span[0] < b for a, b in quoted)]
@@ -362,7 +364,7 @@ def read_page(article: dict, splitter: PunktSentenceTokenizer) -> Page:
         seconds = [read_clause(flat, (joint.end(), end), people) for joint in joints]
         clauses += [clause for clause in (first, *seconds) if clause]
     clear = [clause for clause in clauses if is_clear(flat, title, clause)]
-    return Page(context, start, plain, flat, title, paragraphs, sentences, clauses, clear, people)
+    return Page(context, start, plain, flat, title, paragraphs, prose, sentences, clauses, clear, people)
 
 
 def find_people(plain: str) -> frozenset[str]:
@@ -493,7 +495,6 @@ def find_verb(flat: str, start: int, end: int) -> tuple[str, int, int, str, str]
         if word == "cost" and not is_plural(names):
             aux = "did"
         goes_on = base in INTRANSITIVE and PREPOSITION.match(flat, after) and not doubtful
-        goes_on = goes_on and not BY_SOMEONE.match(flat, after)
         if (goes_on or OBJECT.match(flat, after)) and (aux != "do" or is_plural(names)):
             return names, match.start(), after, aux, base
         if aux == "does" and base not in NOUNS:

@@ -27,11 +27,12 @@ def share_prefix(group: dict) -> dict[str, torch.Tensor]:
 
     input_ids, position_ids: [1, T]; positions restart after the prefix in every branch.
     attention_mask: [1, 1, T, T], True where a token (row) sees another (column): backwards, the prefix and itself.
-    prefix_length: [], of the prefix, for the attention ATTENTION.
+    blocks: [blocks, 3], for the attention ATTENTION, see `cut_blocks`.
     logits_to_keep: [S], the places that predict a supervised token; labels: [answers, longest], padded with IGNORE.
     """
     prefix, branches = group["prefix"], group["branches"]
     ids, positions, owner, keep, labels = list(prefix), list(range(len(prefix))), [0] * len(prefix), [], []
+    ends = []
     for number, branch in enumerate(branches, start=1):
         supervised = [i for i, label in enumerate(branch["labels"]) if label != IGNORE]
         keep += [len(ids) + i - 1 for i in supervised]
@@ -39,13 +40,14 @@ def share_prefix(group: dict) -> dict[str, torch.Tensor]:
         ids += branch["input_ids"]
         positions += range(len(prefix), len(prefix) + len(branch["input_ids"]))
         owner += [number] * len(branch["input_ids"])
+        ends.append(len(ids))
     owner = torch.tensor(owner)
     sees = (owner[None, :] == 0) | (owner[None, :] == owner[:, None])
     return {
         "input_ids": torch.tensor([ids]),
         "position_ids": torch.tensor([positions]),
         "attention_mask": sees.tril()[None, None],
-        "prefix_length": torch.tensor(len(prefix)),
+        "blocks": torch.tensor(cut_blocks(len(prefix), ends)),
         "logits_to_keep": torch.tensor(keep),
         "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE),
     }
@@ -100,24 +102,94 @@ def answer_loss(outputs, labels: torch.Tensor, num_items_in_batch=None) -> torch
 # Attention
 
 ATTENTION = "shared_prefix"  # `attn_implementation` of a model, for transformers
+BLOCK = 256  # tokens: products of fewer are slow, and of more compute much that no token sees
 
 
-def shared_prefix_attention(module, query, key, value, attention_mask, prefix_length=None, articles=None, **kwargs):
-    """torch's attention, twice: the article's tokens under its fast causal kernel, the branches under their mask.
+def cut_blocks(prefix: int, ends: list[int]) -> list[list[int]]:
+    """[first, last, seen] of each block of tokens, of an article of `prefix` tokens and branches that end at `ends`.
 
-    One call under the mask of the whole row would compute the half of the square that lies ahead of each token, too.
+    The tokens from first to last see the first `seen` of the row, and else only what their own block has: seen is first
+    within the article, and all of the article for a block of whole branches.
+
+    >>> cut_blocks(300, [310, 330])
+    [[0, 256, 0], [256, 300, 256], [300, 330, 300]]
+    """
+    blocks = [[first, min(first + BLOCK, prefix), first] for first in range(0, prefix, BLOCK)]
+    first = prefix
+    for end in ends:
+        if end - first >= BLOCK or end == ends[-1]:
+            blocks.append([first, end, prefix])
+            first = end
+    return blocks
+
+
+def shared_prefix_attention(module, query, key, value, attention_mask, blocks=None, articles=None, **kwargs):
+    """Attention of a row of `share_prefix`, block by block; with `articles`, of a step of `answer_questions`.
+
     query: [1, heads, T, size]; key, value: [1, key heads, T, size]; attention_mask: [1, 1, T, T] of `share_prefix`.
-    With `articles` it is a step of `answer_questions`; with neither it is torch's attention as it is.
+    With neither it is torch's attention as it is.
     """
     if articles is not None:
         return _answering_attention(module, query, key, value, attention_mask, articles, **kwargs)
-    if prefix_length is None:
+    if blocks is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    n = int(prefix_length)
-    article = (tensor[:, :, :n] for tensor in (query, key, value))
-    article, _ = sdpa_attention_forward(module, *article, None, **kwargs)
-    branches, _ = sdpa_attention_forward(module, query[:, :, n:], key, value, attention_mask[:, :, n:], **kwargs)
-    return torch.cat([article, branches], 1), None
+    query, key = (query * kwargs["scaling"]).to(value.dtype), key.to(value.dtype)  # under autocast, value alone is bf16
+    query = query[0].unflatten(0, (key.shape[1], -1)).transpose(1, 2)
+    with torch.autocast(query.device.type, enabled=False):
+        answer = BlockAttention.apply(query, key[0], value[0], attention_mask[0, 0], blocks.tolist())
+    return answer.transpose(0, 1).flatten(1, 2)[None], None
+
+
+class BlockAttention(torch.autograd.Function):
+    """softmax(query key^T) value, for each block of `cut_blocks` two products of matrices, and five for the gradients.
+
+    torch's own kernel, asked for the whole row, computes every branch against every other, and on CPUs without AMX it
+    makes little of bf16; README has what that is worth. The weights are computed again for the gradients instead of
+    being kept, as in FlashAttention (Dao et al., arXiv 2205.14135, section 3.1): memory grows with T, not its square.
+
+    query, and the answer: [key heads, T, heads of each, size]; key, value: [key heads, T, size]; sees: [T, T].
+    """
+
+    @staticmethod
+    def forward(ctx, query, key, value, sees, blocks):
+        ctx.save_for_backward(query, key, value, sees)
+        ctx.blocks, answer = blocks, torch.empty_like(query)
+        for block in blocks:
+            own = answer[:, slice(*block[:2])]
+            own.copy_((_weights(query, key, sees, *block) @ _columns(value, *block)).view(own.shape))
+        return answer
+
+    @staticmethod
+    def backward(ctx, gradient):
+        query, key, value, sees = ctx.saved_tensors
+        for_query = torch.empty_like(query)
+        for_key, for_value = (torch.zeros_like(tensor, dtype=torch.float32) for tensor in (key, value))
+        for first, last, seen in ctx.blocks:
+            block = first, last, seen
+            asked, rows = (tensor[:, first:last].flatten(1, 2) for tensor in (query, gradient))
+            weights = _weights(query, key, sees, *block)
+            for_weights = rows @ _columns(value, *block).mT
+            for_scores = torch._softmax_backward_data(for_weights, weights, -1, weights.dtype)
+            own = for_query[:, first:last]
+            own.copy_((for_scores @ _columns(key, *block)).view(own.shape))
+            for total, part in ((for_key, for_scores.mT @ asked), (for_value, weights.mT @ rows)):
+                total[:, :seen] += part[:, :seen]
+                total[:, first:last] += part[:, seen:]
+        return for_query, for_key.to(key.dtype), for_value.to(value.dtype), None, None
+
+
+def _columns(tensor, first, last, seen):
+    """What a block sees of keys or values: [key heads, columns, size]."""
+    return torch.cat([tensor[:, :seen], tensor[:, first:last]], 1)
+
+
+def _weights(query, key, sees, first, last, seen):
+    """The attention weights of a block: [key heads, tokens * heads of each, columns]."""
+    asked = query[:, first:last]
+    scores = asked.flatten(1, 2) @ _columns(key, first, last, seen).mT
+    own = scores.unflatten(1, asked.shape[1:3])[..., seen:]
+    own.masked_fill_(~sees[first:last, None, first:last], -torch.inf)
+    return scores.softmax(-1)
 
 
 @dataclass

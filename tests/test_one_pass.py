@@ -4,6 +4,7 @@ Models are random, two layers, 64 wide, with two query heads a key.
 """
 
 import copy
+import doctest
 import math
 import os
 import random
@@ -89,7 +90,8 @@ def test_the_batch_of_a_toy_to_the_integer():
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("questions", [1, 2, 3, 7, 12])
-def test_loss_and_every_gradient_are_those_of_separate_rows(name, lora, attention, questions):
+def test_loss_and_every_gradient_are_those_of_separate_rows(name, lora, attention, questions, monkeypatch):
+    monkeypatch.setattr(one_pass, "BLOCK", 40)  # so that the article has four blocks, and many branches two or three
     model, group = make_model(name, lora, attention), make_group(questions)
     loss, gradients = loss_and_gradients(model, one_pass.share_prefix(group))
     model.set_attn_implementation("sdpa")
@@ -114,12 +116,33 @@ def test_a_changed_token_changes_its_own_branch_alone(attention):
     assert (moved[2] > 0).all()
 
 
-def test_attention_in_two_calls_is_that_in_one():
+@pytest.mark.parametrize("size", [1, 7, 100, 300, 1000])
+def test_attention_in_blocks_is_that_in_one_call(size, monkeypatch):
+    monkeypatch.setattr(one_pass, "BLOCK", size)
     batch = one_pass.share_prefix(make_group(5, article=300))
     del batch["labels"]
     with torch.no_grad():
         one, other = (make_model(attention=kind)(**batch).logits for kind in ("sdpa", one_pass.ATTENTION))
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_blocks_cover_every_token_once_and_cut_no_branch(monkeypatch):
+    assert doctest.testmod(one_pass).failed == 0
+    monkeypatch.setattr(one_pass, "BLOCK", 4)
+    assert one_pass.cut_blocks(6, [8, 10, 11, 13]) == [[0, 4, 0], [4, 6, 4], [6, 10, 6], [10, 13, 6]]
+    assert one_pass.cut_blocks(4, [5, 6]) == [[0, 4, 0], [4, 6, 4]]
+    assert one_pass.cut_blocks(4, [14, 15]) == [[0, 4, 0], [4, 14, 4], [14, 15, 4]]
+
+
+def test_under_autocast_products_are_bf16_and_gradients_close_to_those_of_fp32():
+    model, group = make_model(), make_group(7)
+    loss, gradients = loss_and_gradients(model, one_pass.share_prefix(group))
+    with torch.autocast("cpu", torch.bfloat16):
+        other, rough = loss_and_gradients(model, one_pass.share_prefix(group))
+    assert other == pytest.approx(loss, rel=0.01) and other != loss
+    for key in gradients:
+        assert rough[key].dtype == torch.float32
+        assert torch.cosine_similarity(rough[key].flatten(), gradients[key].flatten(), 0) > 0.99, key
 
 
 # ---------------------------------------------------------------------------------------------------------------------

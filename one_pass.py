@@ -143,9 +143,9 @@ def shared_prefix_attention(module, query, key, value, attention_mask, blocks=No
 class BlockAttention(torch.autograd.Function):
     """softmax(query key^T) value, for each block of `cut_blocks` two products of matrices, and five for the gradients.
 
-    torch's own kernel, asked for the whole row, computes every branch against every other, and on CPUs without AMX it
-    makes little of bf16; README has what that is worth. The weights are computed again for the gradients instead of
-    being kept, as in FlashAttention (Dao et al., arXiv 2205.14135, section 3.1): memory grows with T, not its square.
+    torch's own kernel, asked for the whole row, computes every branch against every other, and on a CPU with AVX-512
+    it is hardly faster in bf16 than in fp32. The weights are computed again for the gradients instead of being kept, as
+    in FlashAttention (Dao et al., arXiv 2205.14135, section 3.1): memory grows with T, not with its square.
 
     query, and the answer: [key heads, T, heads of each, size]; key, value: [key heads, T, size]; sees: [T, T].
     """

@@ -19,6 +19,8 @@ Keys of results.json, written after every section:
   fp32       [model][method]: the same for "ours" and "hf", all in fp32
   memory     [model][method]["ours", "ours checkpointed"]: as in `speed`, on an article of 2,048 tokens; checkpointed:
              with CHECKPOINT_ABOVE of notebook 3 in every step
+  attention  [model][method]["ours", "ours in one call"]: as in `speed`, on articles with 12 questions; in one call:
+             with torch's own kernel under the mask of the whole row
   profile    [model][method]: the operators that take most of our second step's time, and their share of it
   questions  [model][method][questions]: seconds a QA pair      length  [model][method][way][tokens]: seconds a QA pair
   evaluation [model]: ours, generate: seconds for perplexity and answers; ratio; same: answers that are the same text
@@ -101,7 +103,7 @@ def train(
     if method == "lora":
         lora = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
         model = get_peft_model(model, lora)
-    model.set_attn_implementation(one_pass.ATTENTION if ours else "sdpa")
+    model.set_attn_implementation(one_pass.ATTENTION if ours and way != "ours in one call" else "sdpa")
     if way == "ours checkpointed":
         checkpoint_above(model, 0)
     if ours:
@@ -141,7 +143,7 @@ def train(
         arguments = SFTConfig(**settings)
         trainer = SFTTrainer(model, args=arguments, train_dataset=data, processing_class=tokenizer, **options)
     else:
-        arguments = TrainingArguments(**settings, bf16=bf16 and method == "full", remove_unused_columns=False)
+        arguments = TrainingArguments(**settings, bf16=bf16, remove_unused_columns=False)
         trainer = Trainer(model, args=arguments, train_dataset=steps, data_collator=collate, **options)
     trainer.add_callback(StepReport(groups, way))
     trainer.remove_callback(PrinterCallback)
@@ -343,6 +345,9 @@ def run_section(name: str, results: dict, models: dict) -> object:
         for model, method in pairs:
             longest = article_groups(tokens=(2048, 4000), cut=2048)[:1] * 3  # the same in both rounds
             table[model][method] = compare(model, method, ["ours", "ours checkpointed"], 2, groups=longest)
+    elif name == "attention":
+        for model, method in pairs:
+            table[model][method] = compare(model, method, ["ours", "ours in one call"], 2, groups=article_groups(12))
     elif name == "profile":
         for model, method in pairs:
             some = article_groups()[:2]
@@ -404,6 +409,9 @@ def speed_section(results: dict) -> str:
                 plain, saving = (results["memory"][model][method][way] for way in ("ours", "ours checkpointed"))
                 row["GB at 2,048 tokens"] = f"{plain['peak_gb']:.1f}"
                 row["the same, checkpointed"] = f"{saving['peak_gb']:.1f}, {saving['ratio']:.2f} × the time"
+            if "attention" in results:
+                one_call = results["attention"][model][method]["ours in one call"]
+                row["attention in one call"] = f"{one_call['ratio']:.2f} × the time"
             if "questions" in results:
                 seconds = results["questions"][model][method]
                 row["a pair at 12 questions, to 3"] = f"{seconds['12'] / seconds['3']:.2f}"
@@ -481,7 +489,9 @@ def draw(results: dict) -> None:
         plot("loss.png", curves, "step (one QA pair)", "loss", f"Same rows, same order: {SMOL}, full, fp32")
 
 
-SECTIONS = ["rates", "tokens", "speed", "memory", "profile", "evaluation", "fp32", "loss", "questions", "length"]
+SECTIONS = [
+    "rates", "tokens", "speed", "memory", "attention", "profile", "evaluation", "fp32", "loss", "questions", "length",
+]  # fmt: skip
 
 
 def main() -> None:

@@ -154,9 +154,10 @@ class BlockAttention(torch.autograd.Function):
     def forward(ctx, query, key, value, sees, blocks):
         ctx.save_for_backward(query, key, value, sees)
         ctx.blocks, answer = blocks, torch.empty_like(query)
-        for block in blocks:
-            own = answer[:, slice(*block[:2])]
-            own.copy_((_weights(query, key, sees, *block) @ _columns(value, *block)).view(own.shape))
+        for first, last, seen in blocks:
+            own = answer[:, first:last]
+            weights = _weights(query, _columns(key, first, last, seen), sees, first, last)
+            own.copy_((weights @ _columns(value, first, last, seen)).view(own.shape))
         return answer
 
     @staticmethod
@@ -165,13 +166,13 @@ class BlockAttention(torch.autograd.Function):
         for_query = torch.empty_like(query)
         for_key, for_value = (torch.zeros_like(tensor, dtype=torch.float32) for tensor in (key, value))
         for first, last, seen in ctx.blocks:
-            block = first, last, seen
             asked, rows = (tensor[:, first:last].flatten(1, 2) for tensor in (query, gradient))
-            weights = _weights(query, key, sees, *block)
-            for_weights = rows @ _columns(value, *block).mT
+            keys, values = (_columns(tensor, first, last, seen) for tensor in (key, value))
+            weights = _weights(query, keys, sees, first, last)
+            for_weights = rows @ values.mT
             for_scores = torch._softmax_backward_data(for_weights, weights, -1, weights.dtype)
             own = for_query[:, first:last]
-            own.copy_((for_scores @ _columns(key, *block)).view(own.shape))
+            own.copy_((for_scores @ keys).view(own.shape))
             for total, part in ((for_key, for_scores.mT @ asked), (for_value, weights.mT @ rows)):
                 total[:, :seen] += part[:, :seen]
                 total[:, first:last] += part[:, seen:]
@@ -183,11 +184,11 @@ def _columns(tensor, first, last, seen):
     return torch.cat([tensor[:, :seen], tensor[:, first:last]], 1)
 
 
-def _weights(query, key, sees, first, last, seen):
-    """The attention weights of a block: [key heads, tokens * heads of each, columns]."""
+def _weights(query, keys, sees, first, last):
+    """The attention weights of a block, `keys` its `_columns`: [key heads, tokens * heads of each, columns]."""
     asked = query[:, first:last]
-    scores = asked.flatten(1, 2) @ _columns(key, first, last, seen).mT
-    own = scores.unflatten(1, asked.shape[1:3])[..., seen:]
+    scores = asked.flatten(1, 2) @ keys.mT
+    own = scores.unflatten(1, asked.shape[1:3])[..., first - last :]
     own.masked_fill_(~sees[first:last, None, first:last], -torch.inf)
     return scores.softmax(-1)
 

@@ -24,10 +24,10 @@ setup: .venv/installed  ## make .venv and install what requirements.txt pins, an
 	@touch $@
 
 run: setup  ## corpus -> QA pairs -> full, LoRA and pruned fine-tuning -> evaluation (MODEL=Qwen/Qwen2.5-0.5B for the real one)
-	$(BIN)/python scripts/notebooks.py run $(PARAMETERS)
+	$(BIN)/python -m scripts.notebooks run $(PARAMETERS)
 
 evaluate: setup  ## only the evaluation, of the checkpoints that are there
-	$(BIN)/python scripts/notebooks.py evaluate $(PARAMETERS)
+	$(BIN)/python -m scripts.notebooks evaluate $(PARAMETERS)
 
 test: setup  ## every test, in a real browser, with the real model
 	@scripts/install_browser.sh
@@ -44,11 +44,11 @@ bench: setup  ## speed: Hugging Face Trainer, TRL and ours on the same rows, int
 	$(BIN)/python benchmarks/bench.py $(ARGS)
 
 refresh: setup  ## run all notebooks in place as they are committed, results/ and README's tables from them
-	$(BIN)/python scripts/refresh_extraction.py
-	$(BIN)/python scripts/notebooks.py refresh $(ARGS)
+	$(BIN)/python -m scripts.refresh_extraction
+	$(BIN)/python -m scripts.notebooks refresh $(ARGS)
 
-experiments: setup  ## which questions and which settings: the runs that chose the defaults, into results/
-	$(BIN)/python scripts/experiments.py
+experiments: setup  ## the learning curve: written questions and steps against scores, into results/ (ARGS="--seeds 1")
+	$(BIN)/python -m scripts.experiments $(ARGS)
 
 clean:  ## delete what runs made; keeps .venv, models/ and data/raw
 	rm -rf runs data/processed *_full_ft *_lora *_pruned_ft .*_ft.* .*_lora.* eval_generations.jsonl results.json

@@ -1,6 +1,5 @@
-"""What the three notebooks of bmwqa share: files, articles, rows, the prompt and its labels, models, answers."""
+"""What the three notebooks of bmwqa share: articles, rows, the prompt and its labels, models, answers."""
 
-import json
 import math
 import os
 import re
@@ -8,7 +7,6 @@ import sys
 import tempfile
 import warnings
 from collections import Counter
-from datetime import date
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,155 +25,53 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
+from bmwqa.corpus import (  # noqa: F401  (articles and files are what all three notebooks share)
+    ARTICLE_KEYS,
+    ROOT,
+    article_context,
+    load_articles,
+    load_corpus,
+    read_json,
+    read_jsonl,
+    write_json,
+    write_jsonl,
+    write_text,
+)
+from bmwqa.pairs import load_questions, rule_pairs
 from one_pass import ATTENTION, IGNORE, answer_questions, read_article
-from qa_rules import ORIGINAL_KINDS, article_context, find_pairs
 
 logging.disable_progress_bar()  # one for every model that is loaded
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.* is deprecated")  # peft calls it, not we
 warnings.filterwarnings("ignore", message="Unable to fetch remote file|Could not find a config file")  # of the base
 
-ROOT = Path(__file__).resolve().parent
-
 # ---------------------------------------------------------------------------------------------------------------------
-# Files: read with the name of what is broken, written whole or not at all
+# Question-answer pairs as rows
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write `text` as UTF-8 to `path`, whole or not at all: a reader sees the old file or the new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp gives 0o600, which other users of the folder could not read
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: str | Path, value: object) -> None:
-    """Write `value` as indented JSON, whole or not at all."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
-
-
-def write_jsonl(path: str | Path, rows: list[dict]) -> None:
-    """Write one JSON object a line, whole or not at all."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def read_jsonl(path: str | Path, keys: tuple[str, ...] = ()) -> list[dict]:
-    """Read a JSONL file; ValueError names the line that is no JSON object or lacks one of `keys`."""
-    rows = []
-    for number, line in enumerate(_read(path).split("\n"), start=1):
-        if line.strip():
-            rows.append(_parse(line, f"{path}, line {number}", keys))
-    return rows
-
-
-def read_json(path: str | Path, keys: tuple[str, ...] = ()) -> dict:
-    """Read a JSON object; ValueError names the file that is missing, broken, or lacks one of `keys`."""
-    return _parse(_read(path), str(path), keys)
-
-
-def _read(path: str | Path) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} is missing. Run the notebook before this one, or correct the path.") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: byte {error.start} is not UTF-8. Save the file as UTF-8, or delete it.") from error
-
-
-def _parse(text: str, where: str, keys: tuple[str, ...]) -> dict:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON ({error}). Was it cut off? Make the file again.") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{where}: found {type(value).__name__}, need a JSON object. Make the file again.")
-    if missing := [key for key in keys if key not in value]:
-        raise ValueError(f"{where}: the key {missing[0]!r} is missing. Need {', '.join(keys)}. Make the file again.")
-    return value
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Articles and their question-answer pairs
-
-ARTICLE_KEYS = ("id", "url", "title", "date", "category", "teaser", "text")
-
-
-def load_articles(folder: str | Path) -> list[dict]:
-    """Read every `<id>.json` in `folder`, sorted by id.
-
-    An article has the string keys of ARTICLE_KEYS; `date` is ISO ("2025-05-12"), `text` has its paragraphs separated by
-    one blank line and may be empty. ValueError names the file and what is wrong with it, or the folder if it has none.
-    """
-    folder = Path(folder)
-    paths = sorted(folder.glob("*.json"))
-    paths = [path for path in paths if path.name != "manifest.json" and not path.name.startswith(".")]
-    if not paths:
-        raise ValueError(f"{folder} has no <id>.json. Run data_extraction.ipynb, or use data/sample.")
-    articles, owner = [], {}
-    for path in paths:
-        article = read_json(path, ARTICLE_KEYS)
-        for key in ARTICLE_KEYS:
-            if not isinstance(article[key], str):
-                raise ValueError(
-                    f"{path}: {key!r} is {type(article[key]).__name__}, need a string. Delete or correct it."
-                )
-        try:
-            date.fromisoformat(article["date"])
-        except ValueError as error:
-            raise ValueError(f"{path}: 'date' is {article['date']!r}, need an ISO date like 2025-05-12.") from error
-        if article["id"] in owner:
-            raise ValueError(f"{path}: has the id {article['id']} of {owner[article['id']]}. Delete one of the two.")
-        owner[article["id"]] = path.name
-        articles.append(article)
-    return articles
-
-
-def load_corpus(folder: str | Path) -> dict[str, list[dict]]:
-    """{"train": articles, "eval": articles} of a corpus folder; ValueError if an article is in both."""
-    corpus = {split: load_articles(Path(folder, split)) for split in ("train", "eval")}
-    if both := {a["id"] for a in corpus["train"]} & {a["id"] for a in corpus["eval"]}:
-        raise ValueError(
-            f"{folder}: {min(both)} is in train and in eval, so its scores would show memory, not skill. "
-            f"Delete {Path(folder, 'train', min(both))}.json."
-        )
-    return corpus
-
-
-def build_qa_pairs(article: dict, kinds=ORIGINAL_KINDS, reasons: Counter | None = None, **options) -> list[dict]:
-    """Rows {"article_id", "kind", "context", "question", "answer", "evidence", "prompt"} of one article, by rule.
-
-    The rules and their `options` are in qa_rules.find_pairs; what they leave out is counted by reason in `reasons`.
-    """
-    reasons = Counter() if reasons is None else reasons
-    if not article["text"].strip():
-        reasons["article: its text is empty"] += 1
-        return []
+def make_row(article: dict, pair: dict, source: str) -> dict:
+    """{"article_id", "source", "kind", "context", "question", "answer", "prompt"} of one pair, see bmwqa/pairs.py."""
     context = article_context(article)
-    pairs, left_out = find_pairs(article, kinds=kinds, **options)
-    reasons.update(left_out)
-    return [
-        {
-            "article_id": article["id"],
-            "kind": pair["kind"],
-            "context": context,
-            "question": pair["question"],
-            "answer": pair["answer"],
-            "evidence": pair["evidence"],
-            "prompt": format_prompt(context, pair["question"]),
-        }
-        for pair in pairs
-    ]
+    row = {"article_id": article["id"], "source": source, "kind": pair["kind"], "context": context}
+    row |= {"question": pair["question"], "answer": pair["answer"]}
+    return row | {"prompt": format_prompt(context, pair["question"])}
 
 
-ROW_KEYS = ("article_id", "kind", "context", "question", "answer", "prompt")
+def build_qa_pairs(article: dict, seed: int = 42, reasons: Counter | None = None) -> list[dict]:
+    """The rows of one article by rule: title, date and first paragraph; what is left out is counted in `reasons`."""
+    pairs, left_out = rule_pairs(article, seed)
+    if reasons is not None:
+        reasons.update(left_out)
+    return [make_row(article, pair, "rule") for pair in pairs]
+
+
+def written_rows(paths: list[str | Path], articles: list[dict]) -> list[dict]:
+    """The rows of the questions that people wrote about `articles`, from files as load_questions reads them."""
+    by_id = {article["id"]: article for article in articles}
+    lines = load_questions(paths, by_id)
+    return [make_row(by_id[line["article_id"]], line | {"answer": line["answers"][0]}, "written") for line in lines]
+
+
+ROW_KEYS = ("article_id", "source", "kind", "context", "question", "answer", "prompt")
 
 
 def load_rows(path: str | Path, kinds: list[str] | None = None) -> list[dict]:
@@ -187,8 +83,8 @@ def load_rows(path: str | Path, kinds: list[str] | None = None) -> list[dict]:
         raise ValueError(f"{path} has no rows. Run data_processing_prompt.ipynb on a folder with articles.")
     if missing := [kind for kind in kinds or [] if kind not in there]:
         raise ValueError(
-            f"{path} has no rows of the kind {missing[0]!r}. It has {', '.join(there)}. Choose from these, or add the "
-            f"kind to KINDS of data_processing_prompt.ipynb."
+            f"{path} has no rows of the kind {missing[0]!r}. It has {', '.join(there)}. Choose from these, or run "
+            f"data_processing_prompt.ipynb with the QUESTIONS that have it."
         )
     return [row for row in rows if kinds is None or row["kind"] in kinds]
 

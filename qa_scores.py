@@ -8,6 +8,7 @@ does not apply. Questions on one article are not independent, so intervals and t
 import math
 import re
 import string
+from calendar import month_name
 from collections import Counter
 from collections.abc import Sequence
 from decimal import Decimal
@@ -18,8 +19,7 @@ import pandas as pd
 from rouge_score.rouge_scorer import RougeScorer
 from scipy.stats import binomtest, bootstrap, norm, permutation_test, t
 
-from qa_rules import UNANSWERABLE
-from qa_sentences import MONTHS
+from bmwqa.pairs import UNANSWERABLE
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Numbers with their units
@@ -44,7 +44,7 @@ UNITS = {  # the spellings of each unit, in any case; compound ones first
     "s": "seconds?|s", "min": "minutes?|min", "h": "hours?|h", "day": "days?", "week": "weeks?", "month": "months?",
     "year": "years?", "mile": "miles?", "inch": "inch(?:es)?",
 }  # fmt: skip
-MONTH = "|".join(f"{month[:3]}(?:{month[3:]})?" for month in MONTHS)
+MONTH = "|".join(f"{month[:3]}(?:{month[3:]})?" for month in month_name[1:])
 AMERICAN_DATE = re.compile(rf"(?<!\d )\b({MONTH}) (\d\d?)(?:st|nd|rd|th)?\b")
 DATE = re.compile(rf"\b(?:(\d\d?)(?:st|nd|rd|th)? (?:of )?)?({MONTH})\b(?:,? (\d{{4}})\b)?")
 NUMBER = re.compile(

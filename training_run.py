@@ -5,11 +5,13 @@ import ctypes
 import gc
 import math
 import platform
+import random
 import shutil
 import sys
 import threading
 import time
 from importlib.metadata import version
+from itertools import zip_longest
 from pathlib import Path
 
 import psutil
@@ -88,6 +90,20 @@ def prune_layers(model, groups: list[dict], share: float = 0.25) -> list[int]:
     best = min(nll, key=nll.get)
     cut(best)
     return list(range(best, best + count))
+
+
+def plan_steps(groups: list[dict], written: set[str], count: int, order: random.Random) -> list[dict]:
+    """The groups of `count` steps: all in random order, then all again; articles in `written` and others in turn.
+
+    groups: of `group_by_article`; written: ids of articles with written questions. Taking turns matters for a corpus of
+    one's own: few steps see little of it, and half of what they see is to teach reading.
+    """
+    steps = []
+    while len(steps) < count:
+        shuffled = order.sample(groups, len(groups))
+        sides = [[group for group in shuffled if (group["article_id"] in written) == side] for side in (True, False)]
+        steps += [group for pair in zip_longest(*sides) for group in pair if group is not None]
+    return steps[:count]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -258,11 +258,13 @@ def alone(function, *arguments, **options):
 def article_rows(questions: int = 3, tokens: tuple = ARTICLE_TOKENS) -> list[list[dict]]:
     """The rows of each article of data/sample/train whose longest row has that many tokens, `questions` rows each."""
     import bmwqa_utils as bq
-    from qa_rules import KINDS
 
     found, tokenizer = [], bq.load_tokenizer(SMOL)
-    for article in bq.load_articles(bq.ROOT / "data" / "sample" / "train"):
-        rows = bq.build_qa_pairs(article, bq.ORIGINAL_KINDS if questions <= 3 else KINDS)[:questions]
+    articles = bq.load_articles(bq.ROOT / "data" / "sample" / "train")
+    written = bq.written_rows([bq.ROOT / "data" / "questions" / "train.jsonl"], articles)
+    for article in articles:
+        rows = bq.build_qa_pairs(article) + [row for row in written if row["article_id"] == article["id"]]
+        rows = rows[:questions]
         if len(rows) == questions and tokens[0] <= max(bq.token_lengths(rows, tokenizer)) <= tokens[1]:
             found.append(rows)
     return found

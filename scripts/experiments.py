@@ -1,189 +1,196 @@
-"""The defaults of training.ipynb against other questions and settings. Run it by `make experiments`.
+"""How many written questions, and how many steps, are worth their time? `make experiments`.
 
-Each trains in the notebook's own cells, with other parameters, in a kernel of its own; what is finished is not run
-again. It needs the pairs of notebook 2 and the last `make refresh`, whose answers the second part compares with.
+Each run trains in the cells of training.ipynb, in a kernel of its own, with other rows or parameters, and answers the
+benchmark. What is finished is not run again; answers of every run are kept in results/experiments.jsonl.gz.
 
-    search  settings, above all LoRA's, on all kinds of questions about training articles that are held out
-    kinds   three kinds against all, and more steps, on the evaluation articles; base and the default run are those of
-            results/
+    mission    the settings this comparison began with, scripts/original.yaml, one seed
+    questions  50 steps with 0, 300, 600, 1,200 and 2,400 written questions
+    steps      25, 50, 100 steps, and one pass over all articles, with all written questions
 
-Either as an argument does that part alone; the first needs no refresh.
-Writes results/experiments.json (each run with its settings), results/experiments.png and README's section on them.
+Names of parts as arguments do those alone; `--seeds 1` does one seed of three, `--variants full` full alone.
+Writes results/experiments.json, results/experiments.png and README's section on them.
 """
 
+import argparse
 import ast
+import gzip
 import hashlib
-import re
+import json
+import random
 import shutil
-import sys
-from pathlib import Path
+from statistics import mean, stdev
 
 import nbformat
 import papermill
 import yaml
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # a script's own folder is there, the project's is not
+import bmwqa_utils as bq
+import qa_scores
+from bmwqa.corpus import ROOT
+from bmwqa.pairs import RULE_KINDS
+from qa_report import markdown_table, readme_with
+from scripts.notebooks import RUNS, TRAINING, execute
+from training_run import choose_precision, machine
 
-import bmwqa_utils as bq  # noqa: E402
-import qa_scores  # noqa: E402
-from qa_report import markdown_table, readme_with, with_interval  # noqa: E402
-from qa_rules import ORIGINAL_KINDS  # noqa: E402
-from scripts.notebooks import RUNS, TRAINING, execute  # noqa: E402
-from training_run import choose_precision  # noqa: E402
-
-THREE = list(ORIGINAL_KINDS)
-ORIGINAL = yaml.safe_load((ROOT / "scripts" / "original.yaml").read_text(encoding="utf-8"))
-ADAPTER = {key: ORIGINAL[key] for key in ("LORA_R", "LORA_ALPHA", "LORA_TARGETS")}
-LINEAR = {"LORA_R": 16, "LORA_ALPHA": 32, "LORA_TARGETS": "all-linear"}
-PARTS = ("search", "kinds")
-SEARCH_ALL = {"MAX_STEPS": 21, "EVAL_STEPS": 21, "HELD_OUT": 6}
-SEARCH = {  # name: (variant, parameters)
-    "full, 1.5e-4": ("full_ft", {"LEARNING_RATE_FULL": 1.5e-4}),
-    "LoRA, r 8, q and v, 1e-4": ("lora", ADAPTER | {"LEARNING_RATE_LORA": 1e-4}),
-    "LoRA, r 16, all linear, 3e-3": ("lora", LINEAR | {"LEARNING_RATE_LORA": 3e-3}),
-    "LoRA, r 8, q and v, 3e-3": ("lora", ADAPTER | {"LEARNING_RATE_LORA": 3e-3}),
-}
-KINDS_ALL = {"MAX_STEPS": 50, "EVAL_STEPS": 25}  # more than fit into the time of the default run
-KINDS = {
-    "full, all kinds": ("full_ft", {}),
-    "LoRA, all kinds": ("lora", {}),
-    "full, three kinds": ("full_ft", {"TRAIN_KINDS": THREE}),
-    "LoRA, three kinds": ("lora", {"TRAIN_KINDS": THREE}),
-}
-PUBLISHED = {"base": "base", "full, default run": "full", "LoRA, default run": "lora"}  # names in results/
-PAIRS = [
-    ("full, all kinds", "base"),
-    ("full, all kinds", "full, default run"),
-    ("full, all kinds", "full, three kinds"),
-    ("LoRA, all kinds", "LoRA, three kinds"),
-    ("full, all kinds", "LoRA, all kinds"),
-]
-HEADINGS = {"full_ft": "### Full fine-tuning", "lora": "### LoRA"}
 MODEL, RESULTS = "smollm2-135m", ROOT / "results" / "experiments.json"
-
-
+ANSWERS = ROOT / "results" / "experiments.jsonl.gz"
+MISSION = yaml.safe_load((ROOT / "scripts" / "original.yaml").read_text(encoding="utf-8"))
 DEFAULTS = {  # the parameters of training.ipynb
-    name: ast.literal_eval(found["default"]) for name, found in papermill.inspect_notebook(str(TRAINING)).items()
+    name: ast.literal_eval(given["default"]) for name, given in papermill.inspect_notebook(str(TRAINING)).items()
+}
+HEADINGS = {"full": "### Full fine-tuning", "lora": "### LoRA"}
+FOLDERS = {"full": "full_ft", "lora": "lora"}
+ALL = None  # all written questions, or one pass over all articles
+PART_RUNS = {  # (written questions, steps, parameters)
+    "mission": [(0, 50, {name: value for name, value in MISSION.items() if name not in ("QUESTIONS", "MAX_STEPS")})],
+    "questions": [(count, 50, {}) for count in (0, 300, 600, 1200, 2400)],
+    "steps": [(ALL, steps, {}) for steps in (25, 50, 100, ALL)],
 }
 
 
-def train(name: str, variant: str, parameters: dict):
-    """(folder, model) of a run: runs/experiments/<name> with training.json; in it the model, if not yet answered."""
-    folder = RUNS / "experiments" / name.replace(", ", "-").replace(" ", "_")
-    settings = {"variant": variant} | DEFAULTS | parameters | {"MODEL": MODEL}
-    other = re.compile("SAVE|CHECKPOINT|" + ("FULL" if variant == "lora" else "LORA"))
-    settings = {name: value for name, value in settings.items() if not other.search(name)}
-    asked = [ROOT / "data/processed/train.jsonl", ROOT / "data/processed/eval.jsonl", ROOT / DEFAULTS["BENCHMARK"]]
-    settings["questions"] = hashlib.sha256(b"".join(path.read_bytes() for path in asked)).hexdigest()[:8]
-    if (folder / "settings.json").exists() and bq.read_json(folder / "settings.json") != settings:
-        shutil.rmtree(folder)
-    model = folder / f"{bq.short_name(MODEL)}_{variant}"
-    if not (folder / "training.json").exists() and not model.exists():
-        bq.write_json(folder / "settings.json", settings)
+# ---------------------------------------------------------------------------------------------------------------------
+# Runs
+
+
+def choose_rows(rows: list[dict], count: int | None, seed: int) -> list[dict]:
+    """The rows by rule, and those of `count` written questions on articles drawn by `seed`; None: all rows."""
+    written = [row for row in rows if row["source"] == "written"]
+    if count is None:
+        return rows
+    names = sorted({row["article_id"] for row in written})
+    place = {name: number for number, name in enumerate(random.Random(seed).sample(names, len(names)))}
+    kept = sorted(written, key=lambda row: place[row["article_id"]])[:count]
+    return [row for row in rows if row["source"] == "rule"] + kept
+
+
+def run_name(part: str, variant: str, count: int | None, steps: int | None, seed: int) -> str:
+    """The folder of a run: run_name("steps", "full", None, 25, 42) is "steps-full-all-25-42"."""
+    return f"{part}-{variant}-{'all' if count is None else count}-{'pass' if steps is None else steps}-{seed}"
+
+
+def train(name: str, variant: str, rows: list[dict], parameters: dict) -> dict:
+    """What training.json of a run says; its model is in runs/experiments/<name> until it has answered."""
+    folder = RUNS / "experiments" / name
+    mark = hashlib.sha256(json.dumps([rows, parameters]).encode()).hexdigest()[:12]
+    if (folder / "mark.json").exists() and bq.read_json(folder / "mark.json")["mark"] != mark:
+        shutil.rmtree(folder)  # of other rows or settings
+    if not (folder / "training.json").exists():
+        bq.write_json(folder / "mark.json", {"mark": mark})
+        bq.write_jsonl(folder / "rows" / "train.jsonl", rows)
         notebook = nbformat.read(TRAINING, as_version=4)
         heads = [i for i, cell in enumerate(notebook.cells) if cell.source.startswith("### ")]
         start = next(i for i in heads if notebook.cells[i].source.startswith(HEADINGS[variant]))
         end = heads[heads.index(start) + 1]
         notebook.cells = notebook.cells[: heads[0]] + notebook.cells[start:end]
         nbformat.write(notebook, folder / "cells.ipynb")
-        where = {"MODEL": MODEL, "OUT_DIR": str(folder.relative_to(ROOT))}
-        execute(folder / "cells.ipynb", folder / "run.ipynb", parameters | where)
-    if not (folder / "training.json").exists():
-        training = bq.read_json(model / "training.json") | {"weights_mb": bq.weights_mb(model)}
-        bq.write_json(folder / "training.json", training)
-    return folder, model
+        where = {
+            name: str(path.relative_to(ROOT))
+            for name, path in {"OUT_DIR": folder, "PROCESSED_DIR": folder / "rows"}.items()
+        }
+        execute(folder / "cells.ipynb", folder / "run.ipynb", parameters | where | {"MODEL": MODEL})
+        model = folder / f"{bq.short_name(MODEL)}_{FOLDERS[variant]}"
+        bq.write_json(folder / "training.json", bq.read_json(model / "training.json"))
+    return bq.read_json(folder / "training.json")
 
 
-def answer(folder: Path, model: Path, questions: list[dict]) -> dict:
-    """{question_id: answer} of a run as `train` gives it; its model is deleted when they are written."""
-    made = folder / "answers.jsonl"
-    if not made.exists():
+def answer(name: str, variant: str, questions: list[dict]) -> list[dict]:
+    """The answers of a run, in the order of the questions; its model is deleted when they are written."""
+    folder = RUNS / "experiments" / name
+    if not (folder / "answers.jsonl").exists():
+        model = folder / f"{bq.short_name(MODEL)}_{FOLDERS[variant]}"
         caps = [DEFAULTS["MAX_NEW_TOKENS_ABOUT" if q["kind"] == "about" else "MAX_NEW_TOKENS"] for q in questions]
         loaded = bq.load_model(model, dtype=choose_precision()[0], merge=True)
-        found = bq.answer_rows(loaded, bq.load_tokenizer(MODEL), questions, caps)
-        ids = [{"question_id": question["question_id"]} for question in questions]
-        bq.write_jsonl(made, [key | row for key, row in zip(ids, found, strict=True)])
+        answers = bq.answer_rows(loaded, bq.load_tokenizer(MODEL), questions, caps)
+        bq.write_jsonl(folder / "answers.jsonl", answers)
         shutil.rmtree(model)
-    return {row["question_id"]: row for row in bq.read_jsonl(made)}
+    return bq.read_jsonl(folder / "answers.jsonl")
 
 
-def describe(name: str, found: dict, scores) -> dict:
-    """A run's figures: its settings, what it cost, and its scores with their intervals by slice."""
-    own = scores[scores["variant"] == name]
-    unanswerable = own["kind"] == "unanswerable"
-    figures = {}
-    for row in qa_scores.plain_rows(qa_scores.score_table(own)):
-        if row["score"] in ("f1", "exact_match", "stopped"):
-            figures.setdefault(row["slice"], {})[row["score"]] = {key: row[key] for key in ("mean", "low", "high", "n")}
-    for part, some in own.groupby("slice", sort=False):
-        for key, chosen in (("declined", unanswerable), ("declined_wrongly", ~unanswerable)):
-            rows = some[chosen.loc[some.index]]
-            if len(rows):
-                figures[part][key] = qa_scores.interval(rows["declined"], rows["article_id"])
-        figures[part]["exact_match_by_kind"] = some.groupby("kind", sort=False)["exact_match"].mean().to_dict()
-    return {"run": name} | found | {"scores": figures}
+def evaluation_questions() -> list[dict]:
+    """What training.ipynb asks: the rules' questions on the evaluation articles, and the benchmark."""
+    made = bq.load_rows(ROOT / "data/processed/eval.jsonl")
+    contexts = {row["article_id"]: row["context"] for row in made}
+    asked = bq.rule_made_questions(made) + bq.load_benchmark(ROOT / DEFAULTS["BENCHMARK"], contexts)
+    return bq.drop_long(asked, bq.load_tokenizer(MODEL), DEFAULTS["MAX_TOKENS"])[0]
 
 
-def experiments(runs: dict, extra: dict, choose_questions, published: dict | None = None) -> tuple[list[dict], object]:
-    """The figures of some runs on the same questions, and their scores; published: {name: {question_id: answer}}."""
-    made, about = dict(published or {}), {}
-    for name, (variant, parameters) in runs.items():
-        folder, model = train(name, variant, extra | parameters)
-        training = bq.read_json(folder / "training.json")
-        questions = choose_questions(training)
-        made[name] = answer(folder, model, questions)
-        keep = ("learning_rate", "trainable_parameters", "seconds_a_step", "peak_memory_gb", "weights_mb")
-        about[name] = {"variant": variant, "parameters": parameters, "steps": len(training["losses"])}
-        about[name] |= {key: training[key] for key in keep}
-        about[name] |= {"held_out_loss": training["eval_losses"][-1]["loss"]}
-    records = [q | {name: found[q["question_id"]] for name, found in made.items()} for q in questions]
-    scores = qa_scores.score_records(records, {q["article_id"]: q["context"] for q in questions}, list(made))
-    return [describe(name, about.get(name, {}), scores) for name in made], scores
+def do_run(part: str, variant: str, setting: tuple, seed: int, rows: list[dict], questions: list[dict]) -> dict:
+    """One run, trained and scored: {"name", "part", "variant", "written", "steps", "seed", …, "scores"}."""
+    count, steps, parameters = setting
+    chosen = choose_rows(rows, count, seed)
+    articles = len({row["article_id"] for row in bq.drop_long(chosen, bq.load_tokenizer(MODEL))[0]})
+    steps = steps or articles - DEFAULTS["HELD_OUT"]
+    name = run_name(part, variant, *setting[:2], seed)
+    parameters = parameters | {"MAX_STEPS": steps, "EVAL_STEPS": steps, "SEED": seed}
+    training = train(name, variant, chosen, parameters)
+    answers = answer(name, variant, questions)
+    written = sum(row["source"] == "written" for row in chosen)
+    run = {"name": name, "part": part, "variant": variant, "written": written, "steps": steps, "seed": seed}
+    run |= {key: training[key] for key in ("learning_rate", "questions", "seconds_a_step", "trainable_parameters")}
+    return run | {"scores": scores_of(answers, questions), "answers": answers}
 
 
-def main() -> None:
-    train_rows = bq.load_rows(ROOT / "data/processed/train.jsonl")
-    eval_rows = bq.load_rows(ROOT / "data/processed/eval.jsonl")
-    contexts = {row["article_id"]: row["context"] for row in eval_rows}
-    tokenizer = bq.load_tokenizer(MODEL)
-
-    def held_out(training):
-        some = bq.rule_made_questions([row for row in train_rows if row["article_id"] in training["held_out"]])
-        return bq.drop_long(some, tokenizer, DEFAULTS["MAX_TOKENS"])[0]
-
-    def evaluation(training):
-        asked = bq.rule_made_questions(eval_rows) + bq.load_benchmark(ROOT / DEFAULTS["BENCHMARK"], contexts)
-        return bq.drop_long(asked, tokenizer, DEFAULTS["MAX_TOKENS"])[0]
-
-    results = (bq.read_json(RESULTS) if RESULTS.exists() else {}) | {"model": MODEL}
-    parts = sys.argv[1:] or PARTS
-    if unknown := set(parts) - set(PARTS):
-        sys.exit(f"There is no part {unknown.pop()!r}. There are: {', '.join(PARTS)}.")
-    if "search" in parts:
-        results["search"], _ = experiments(SEARCH, SEARCH_ALL, held_out)
-        save(results)
-    if "kinds" not in parts:
-        return
-    done = bq.read_json(ROOT / "results" / "results.json")
-    wanted = {name.lower(): DEFAULTS[name] for name in ("MAX_STEPS", "LEARNING_RATE_FULL", "LEARNING_RATE_LORA")}
-    if done["model"]["name"] != MODEL or not wanted.items() <= done["settings"].items():
-        sys.exit(f"results/results.json is no run of {MODEL} with the defaults of training.ipynb. Run `make refresh`.")
-    lines = bq.read_jsonl(ROOT / "results" / "eval_generations.jsonl")
-    published = {name: {line["question_id"]: line[key] for line in lines} for name, key in PUBLISHED.items()}
-    results["kinds"], scores = experiments(KINDS, KINDS_ALL, evaluation, published)
-    for run in results["kinds"]:
-        run.setdefault("steps", 0 if run["run"] == "base" else done["settings"]["max_steps"])
-    results["differences"] = qa_scores.plain_rows(qa_scores.paired_table(scores, planned=PAIRS, others=()))
-    results["defaults"] = done["settings"]
-    draw(results)
-    save(results)
+def scores_of(answers: list[dict], questions: list[dict]) -> dict[str, float]:
+    """The means that the table and the plot show, of the benchmark and of the three questions by rule."""
+    records = [question | {"run": made} for question, made in zip(questions, answers, strict=True)]
+    scores = qa_scores.score_records(records, {q["article_id"]: q["context"] for q in questions}, ["run"])
+    asked, by_rule = scores[scores["slice"] == "benchmark"], scores[scores["slice"] == "rule_made"]
+    none = asked["kind"] == "unanswerable"
+    found = {score: asked.loc[~none, score].mean() for score in ("exact_match", "f1")}
+    found |= {
+        "declined_rightly": asked.loc[none, "declined"].mean(),
+        "declined_wrongly": asked.loc[~none, "declined"].mean(),
+    }
+    found["yes_no"] = asked["yes_no"].mean()
+    return found | {kind: by_rule.loc[by_rule["kind"] == kind, "exact_match"].mean() for kind in RULE_KINDS}
 
 
-def save(results: dict) -> None:
-    bq.write_json(RESULTS, results)
-    bq.write_text(ROOT / "README.md", readme(results))
-    print(experiments_section(results))
+# ---------------------------------------------------------------------------------------------------------------------
+# What README shows
+
+
+def grouped(runs: list[dict]) -> dict[tuple, list[dict]]:
+    """The runs that differ by their seed alone, under (part, variant, written, steps)."""
+    groups: dict[tuple, list[dict]] = {}
+    for run in runs:
+        groups.setdefault(tuple(run[key] for key in ("part", "variant", "written", "steps")), []).append(run)
+    return groups
+
+
+def spread(runs: list[dict], score: str) -> str:
+    """The mean over seeds, and their standard deviation where there are several."""
+    values = [run["scores"][score] for run in runs]
+    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+
+
+def table_rows(runs: list[dict]) -> list[dict[str, str]]:
+    """A row for each setting, over its seeds."""
+    rows = []
+    for (part, variant, written, steps), same in sorted(grouped(runs).items()):
+        name = f"{variant}, the mission’s settings" if part == "mission" else variant
+        rows.append({"run": name, "written questions": f"{written:,}", "steps": f"{steps}", "seeds": f"{len(same)}"})
+        rows[-1] |= {"exact match": spread(same, "exact_match"), "token F1": spread(same, "f1")}
+        rows[-1] |= {
+            "declined, rightly / wrongly": " / ".join(
+                spread(same, score) for score in ("declined_rightly", "declined_wrongly")
+            )
+        }
+        rows[-1] |= {"yes/no right": spread(same, "yes_no")}
+        rows[-1] |= {"title / date / about": " / ".join(spread(same, kind) for kind in RULE_KINDS)}
+    return rows
+
+
+def experiments_section(results: dict) -> str:
+    """The table in markdown, of what results/experiments.json has, and of nothing else."""
+    lines = [
+        f"{results['model']}, on {results['processor']}: exact match and token F1 of the answerable questions of the "
+        "benchmark, means over seeds ± their standard deviation.",
+        "",
+        markdown_table(table_rows(results["runs"])),
+    ]
+    if (ROOT / "results" / "experiments.png").exists():
+        lines += ["", "![Exact match and token F1 against questions and steps](results/experiments.png)"]
+    return "\n".join(lines)
 
 
 def readme(results: dict) -> str:
@@ -191,96 +198,70 @@ def readme(results: dict) -> str:
     return readme_with("experiments", experiments_section(results))
 
 
-def search_rows(search: list[dict]) -> list[dict[str, str]]:
-    """The table of the search: a row a run, on the held-out training articles."""
-    rows = []
-    for run in search:
-        scores = run["scores"]["rule_made"]
-        rows.append(
-            {
-                "run": run["run"],
-                "held-out loss": f"{run['held_out_loss']:.3f}",
-                "token F1": with_interval(scores["f1"]),
-                "declined, rightly": f"{scores['declined']['mean']:.2f}",
-                "declined, wrongly": f"{scores['declined_wrongly']['mean']:.2f}",
-                "trained parameters": f"{run['trainable_parameters']:,}",
-                "MB": f"{run['weights_mb']:.1f}",
-                "s a step": f"{run['seconds_a_step']:.1f}",
-            }
-        )
-    return rows
-
-
-def kinds_rows(results: dict) -> list[dict[str, str]]:
-    """The table of the kinds: a row a run, on the evaluation articles."""
-    rows = []
-    for run in results["kinds"]:
-        asked, made = run["scores"]["benchmark"], run["scores"]["rule_made"]
-        rows.append(
-            {
-                "run": run["run"],
-                "steps": f"{run['steps']}",
-                "token F1": with_interval(asked["f1"]),
-                "exact match": with_interval(asked["exact_match"]),
-                "stopped": f"{asked['stopped']['mean']:.2f}",
-                "declined, rightly": f"{asked['declined']['mean']:.2f}",
-                "declined, wrongly": f"{asked['declined_wrongly']['mean']:.2f}",
-                "exact match, title / date / about": " / ".join(
-                    f"{made['exact_match_by_kind'][kind]:.2f}" for kind in THREE
-                ),
-            }
-        )
-    return rows
-
-
-def experiments_section(results: dict) -> str:
-    """The tables in markdown, of what results/experiments.json has, and of nothing else."""
-    lines = []
-    if "kinds" in results:
-        gaps = [
-            f"- {row['pair']}: {with_interval(row, 'difference', '+.2f')}, "
-            f"{'shown' if row['shown'] else 'not shown'} (p {row['p_holm']:.2g} after Holm)"
-            for row in results["differences"]
-            if row["slice"] == "benchmark"
-        ]
-        lines += [
-            f"On benchmark questions, {results['model']}:",
-            "",
-            markdown_table(kinds_rows(results)),
-            "",
-            "Paired differences in token F1:",
-            "",
-            *gaps,
-            "",
-            "![Token F1 on the benchmark](results/experiments.png)",
-            "",
-        ]
-    if "search" in results:
-        lines += [
-            f"The search, {SEARCH_ALL['MAX_STEPS']} steps each, on all kinds of questions about "
-            f"{SEARCH_ALL['HELD_OUT']} training articles that were held out:",
-            "",
-            markdown_table(search_rows(results["search"])),
-        ]
-    return "\n".join(lines)
-
-
-def draw(results: dict) -> None:
-    """Token F1 of each run on the benchmark, with its interval."""
+def draw(runs: list[dict]) -> None:
+    """Exact match and F1 against written questions and against steps: lines of means, bands from lowest to highest."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    runs = results["kinds"][::-1]
-    f1 = [run["scores"]["benchmark"]["f1"] for run in runs]
-    fig, ax = plt.subplots(figsize=(7, 3), layout="constrained")
-    error = [[row["mean"] - row["low"] for row in f1], [row["high"] - row["mean"] for row in f1]]
-    names = [f"{run['run']}, {run['steps']} steps" for run in runs]
-    ax.barh(names, [row["mean"] for row in f1], xerr=error, capsize=2, error_kw={"lw": 0.8})
-    ax.set(xlabel="token F1, with its 95 % interval", title=f"Benchmark questions, {results['model']}", xlim=(0, None))
+    fig, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained", sharey=True)
+    for ax, part, key in zip(axes, ("questions", "steps"), ("written", "steps"), strict=True):
+        for variant, color in (("full", "C0"), ("lora", "C1")):
+            for score, style in (("exact_match", "-"), ("f1", "--")):
+                points = sorted(
+                    (same[0][key], [run["scores"][score] for run in same])
+                    for (its_part, its_variant, *_), same in grouped(runs).items()
+                    if (its_part, its_variant) == (part, variant)
+                )
+                if points:
+                    x, values = zip(*points, strict=True)
+                    ax.plot(x, list(map(mean, values)), color + style, marker="o", ms=3, label=f"{variant}, {score}")
+                    ax.fill_between(x, list(map(min, values)), list(map(max, values)), color=color, alpha=0.15)
+        ax.set(xlabel="written questions, 50 steps" if key == "written" else "steps", ylim=(0, 1))
+    axes[0].set_ylabel("benchmark, answerable")
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     fig.savefig(ROOT / "results" / "experiments.png", dpi=110)
     plt.close(fig)
+
+
+def save(runs: list[dict]) -> None:
+    """Write answers, figures, plot and README; runs of earlier calls stay where this one has no newer."""
+    known = {run["name"]: run for run in read_runs()} | {run["name"]: run for run in runs}
+    with gzip.GzipFile(ANSWERS, "wb", mtime=0) as file:
+        file.write("".join(json.dumps(run, ensure_ascii=False) + "\n" for run in known.values()).encode())
+    plain = [{key: value for key, value in run.items() if key != "answers"} for run in known.values()]
+    processor = machine()["processor"]
+    bq.write_json(RESULTS, {"model": MODEL, "processor": processor, "runs": plain})
+    if {run["part"] for run in plain} >= {"questions"}:
+        draw(plain)
+    bq.write_text(ROOT / "README.md", readme(bq.read_json(RESULTS)))
+
+
+def read_runs() -> list[dict]:
+    """The runs with their answers, as `save` wrote them."""
+    if not ANSWERS.exists():
+        return []
+    with gzip.open(ANSWERS, "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", default=list(PART_RUNS), metavar="PART", help=", ".join(PART_RUNS))
+    parser.add_argument("--seeds", type=int, default=3, help="how many seeds of each run (mission: always one)")
+    parser.add_argument("--variants", nargs="+", choices=HEADINGS, default=list(HEADINGS))
+    options = parser.parse_args()
+    if unknown := set(options.parts) - set(PART_RUNS):
+        parser.error(f"There is no part {unknown.pop()!r}. There are: {', '.join(PART_RUNS)}.")
+    rows, questions = bq.load_rows(ROOT / "data/processed/train.jsonl"), evaluation_questions()
+    for part in options.parts:
+        seeds = [42] if part == "mission" else [42, 43, 44][: options.seeds]
+        for seed in seeds:
+            for setting in PART_RUNS[part]:
+                for variant in options.variants:
+                    save([do_run(part, variant, setting, seed, rows, questions)])
+    print(experiments_section(bq.read_json(RESULTS)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Run the notebooks from a terminal: `python scripts/notebooks.py run|evaluate|refresh [-f FILE] [-p NAME VALUE] …`.
+"""Run the notebooks from a terminal: `python -m scripts.notebooks run|evaluate|refresh [-f FILE] [-p NAME VALUE] …`.
 
 run       pairs and training, the notebooks' copies with their outputs in runs/
 evaluate  of training.ipynb the parameters and the cells under "Evaluation" alone
@@ -19,13 +19,11 @@ import papermill
 import yaml
 from PIL import Image
 
+from bmwqa.corpus import ROOT
+from qa_report import markdown_table, readme_with, score_rows, trade_off_rows, verdict
+
 # a thread that waits for the others sleeps: where something else runs on its core, one that spins costs tenfold
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # a script's own folder is there, the project's is not
-
-from qa_report import markdown_table, readme_with, score_rows, trade_off_rows, verdict  # noqa: E402
 
 RUNS = ROOT / "runs"
 PAIRS, TRAINING = ROOT / "data_processing_prompt.ipynb", ROOT / "training.ipynb"

@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 
 import nbformat
 import yaml
-from notebooks import ROOT, execute, strip
+
+from scripts.notebooks import ROOT, execute, strip
 
 sys.path.append(str(ROOT / "tests"))
 from pressclub_site import PressClub, odd_articles, sample_articles  # noqa: E402

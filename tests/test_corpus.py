@@ -6,7 +6,8 @@ from collections import Counter
 import pytest
 
 import bmwqa_utils as bq
-from qa_rules import UNANSWERABLE, article_context
+from bmwqa.corpus import article_context
+from bmwqa.pairs import UNANSWERABLE, first_word, load_questions, share_in_common, words
 
 SAMPLE = bq.ROOT / "data/sample"
 KINDS = {"who", "when", "where", "how_many", "which", "why", "yes_no", "unanswerable"}
@@ -26,12 +27,14 @@ def benchmark():
     return bq.read_jsonl(bq.ROOT / "data/benchmark.jsonl", ("id", "article_id", "kind", "question", "answers"))
 
 
-def words(text):
-    return re.findall(r"\w+", text.lower())
+@pytest.fixture(scope="module")
+def questions(corpus):
+    """The written questions; loading proves that every span answer stands in its context word for word."""
+    return load_questions([bq.ROOT / "data/questions/train.jsonl"], {a["id"]: a for a in corpus["train"]})
 
 
-def test_sixty_to_train_and_twelve_to_evaluate_all_said_to_be_fiction(corpus):
-    assert (len(corpus["train"]), len(corpus["eval"])) == (60, 12)
+def test_at_least_160_to_train_and_twelve_to_evaluate_all_said_to_be_fiction(corpus):
+    assert len(corpus["train"]) >= 160 and len(corpus["eval"]) == 12
     for article in corpus["train"] + corpus["eval"]:
         assert article["fiction"].startswith("Fiction, written for bmwqa")
         assert article["url"].startswith("https://pressclub.example/")
@@ -40,7 +43,7 @@ def test_sixty_to_train_and_twelve_to_evaluate_all_said_to_be_fiction(corpus):
 def test_no_run_of_twelve_words_stands_in_two_articles(corpus):
     owner = {}
     for article in corpus["train"] + corpus["eval"]:
-        text = words(f"{article['title']}\n{BOILERPLATE.split(article['text'])[0]}")
+        text = re.findall(r"\w+", f"{article['title']}\n{BOILERPLATE.split(article['text'])[0]}".lower())
         for run in {" ".join(text[i : i + 12]) for i in range(len(text) - 11)}:
             assert owner.setdefault(run, article["id"]) == article["id"], f"{run!r} in {owner[run]} and {article['id']}"
 
@@ -55,7 +58,7 @@ def test_six_articles_are_longer_than_the_limit_in_qwen_tokens(corpus, qwen_toke
 def test_the_forms_are_there(corpus):
     articles = corpus["train"]
     assert Counter(a["category"] for a in articles).keys() >= {"Press Release", "Press Kit", "Speech", "Fact & Figures"}
-    assert sum(len(a["text"]) < 600 for a in articles) == 3
+    assert sum(len(a["text"]) < 600 for a in articles) >= 3
     assert sum("\t" in a["text"] for a in articles) >= 5
     assert sum("please contact:" in a["text"] for a in articles) >= 8
     assert sum(a["teaser"].startswith("+++") for a in articles) >= 15
@@ -83,3 +86,54 @@ def test_every_answerable_reference_stands_in_its_article(benchmark, corpus):
 
 def test_nothing_of_the_benchmark_is_in_training(benchmark, corpus):
     assert {article["id"] for article in corpus["train"]}.isdisjoint(line["article_id"] for line in benchmark)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The written questions
+
+
+def test_written_questions_are_many_and_on_many_articles(questions):
+    assert len(questions) >= 2400
+    assert len({line["article_id"] for line in questions}) >= 160
+    assert list(questions[0]) == ["id", "article_id", "kind", "question", "answers"]
+
+
+def plain(question):
+    return " ".join(words(question))
+
+
+def test_no_question_stands_twice_nor_in_the_benchmark(questions, benchmark):
+    asked = [plain(line["question"]) for line in questions]
+    assert [question for question, count in Counter(asked).items() if count > 1] == []
+    assert not {plain(line["question"]) for line in benchmark} & set(asked)
+
+
+def test_openings_vary(questions):
+    openings = Counter(tuple(words(line["question"])[:3]) for line in questions)
+    assert max(openings.values()) <= 0.015 * len(questions)
+    assert len(openings) >= 0.45 * len(questions)
+
+
+def test_the_first_word_does_not_tell_whether_there_is_an_answer(questions):
+    """Of every first word with 25 questions or more, of all yes/no verbs and of all prepositions, 10 to 25 %."""
+    groups = {}
+    for line in questions:
+        groups.setdefault(first_word(line["question"]), []).append(line["kind"] == "unanswerable")
+    shares = {word: sum(none) / len(none) for word, none in groups.items() if len(none) >= 25}
+    assert {"who", "when", "where", "why", "which", "what", "how"} <= shares.keys()
+    assert {word: share for word, share in shares.items() if not 0.10 <= share <= 0.25} == {}
+
+
+def test_yes_and_no_are_about_as_many(questions):
+    answers = Counter(line["answers"][0] for line in questions if line["kind"] == "yes_no")
+    assert sum(answers.values()) >= 0.12 * len(questions)
+    assert 0.8 <= answers["Yes"] / answers["No"] <= 1.25
+
+
+def test_questions_are_asked_in_other_words_than_those_around_the_answer(questions, corpus):
+    contexts = {article["id"]: article_context(article) for article in corpus["train"]}
+    spans = [line for line in questions if line["kind"] not in ("yes_no", "unanswerable")]
+    shares = [share_in_common(q["question"], q["answers"][0], contexts[q["article_id"]]) for q in spans]
+    shares = [share for share in shares if share is not None]
+    assert sum(shares) / len(shares) <= 0.35
+    assert sum(share == 0 for share in shares) >= 0.25 * len(shares)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 
 import pytest
 
@@ -73,9 +74,9 @@ def test_an_article_in_train_and_eval_is_refused(corpus, article):
 
 
 def test_an_empty_body_is_left_out_and_counted(article):
-    reasons = bq.Counter()
+    reasons = Counter()
     assert bq.build_qa_pairs(article | {"text": " \n\n "}, reasons=reasons) == []
-    assert reasons == {"article: its text is empty": 1}
+    assert reasons == {"the text is empty": 1}
 
 
 def test_a_jsonl_line_cut_in_half_names_its_line(tmp_path):
@@ -89,7 +90,7 @@ def test_a_jsonl_line_cut_in_half_names_its_line(tmp_path):
 def test_rows_without_a_key_and_files_without_rows_are_refused(tmp_path):
     bq.write_jsonl(tmp_path / "a.jsonl", [{"article_id": "T1"}])
     bq.write_jsonl(tmp_path / "b.jsonl", [])
-    with pytest.raises(ValueError, match="line 1: the key 'kind' is missing"):
+    with pytest.raises(ValueError, match="line 1: the key 'source' is missing"):
         bq.load_rows(tmp_path / "a.jsonl")
     with pytest.raises(ValueError, match="has no rows. Run data_processing_prompt.ipynb"):
         bq.load_rows(tmp_path / "b.jsonl")

@@ -271,7 +271,7 @@ def test_results_hold_what_the_page_shows(small_run):
 
 def notebooks(*arguments):
     """scripts/notebooks.py, which the make targets call, in a process of its own."""
-    command = [sys.executable, "scripts/notebooks.py", *arguments]
+    command = [sys.executable, "-m", "scripts.notebooks", *arguments]
     return subprocess.run(command, cwd=bq.ROOT, capture_output=True, text=True)
 
 

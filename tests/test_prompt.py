@@ -3,7 +3,6 @@
 import pytest
 
 import bmwqa_utils as bq
-from qa_rules import article_context
 
 EXPECTED = """<|system|>
 You are a QA bot who answers questions regarding the press articles of the automotive company called BMW.
@@ -95,4 +94,6 @@ def test_grouping_keeps_order_and_shares_the_article(tokenizer, row):
 
 
 def test_the_context_begins_with_title_and_date(article):
-    assert article_context(article).startswith("A museum for engines opens in Steyr.\n12 May 2025\n\nSteyr. The museum")
+    assert bq.article_context(article).startswith(
+        "A museum for engines opens in Steyr.\n12 May 2025\n\nSteyr. The museum"
+    )

@@ -1,0 +1,159 @@
+"""Files and articles: read with the name of what is broken, written whole or not at all."""
+
+import json
+import os
+import tempfile
+from datetime import date
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# --------------------------------------------------------------------------------------------------
+# Files
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` as UTF-8 to `path`, whole or not at all: a reader sees the old file or the new."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp gives 0o600, which other users could not read
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: str | Path, value: object) -> None:
+    """Write `value` as indented JSON, whole or not at all."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def write_jsonl(path: str | Path, rows: list[dict]) -> None:
+    """Write one JSON object per line, whole or not at all."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_jsonl(path: str | Path, keys: tuple[str, ...] = ()) -> list[dict]:
+    """The objects of a JSONL file; ValueError names the line that is broken or lacks one of `keys`."""
+    return [row for _, row in numbered_lines(path, keys)]
+
+
+def numbered_lines(path: str | Path, keys: tuple[str, ...] = ()) -> list[tuple[str, dict]]:
+    """("<path>, line <number>", object) for each line of a JSONL file that is not blank."""
+    rows = []
+    for number, line in enumerate(_read(path).split("\n"), start=1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            rows.append((where, _parse(line, where, keys)))
+    return rows
+
+
+def read_json(path: str | Path, keys: tuple[str, ...] = ()) -> dict:
+    """A JSON object; ValueError names the file that is missing, broken, or lacks one of `keys`."""
+    return _parse(_read(path), str(path), keys)
+
+
+def _read(path: str | Path) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        need = "Run the notebook before this one, or correct the path."
+        raise ValueError(f"{path} is missing. {need}") from error
+    except UnicodeDecodeError as error:
+        need = "Save the file as UTF-8, or delete it."
+        raise ValueError(f"{path}: byte {error.start} is not UTF-8. {need}") from error
+
+
+def _parse(text: str, where: str, keys: tuple[str, ...]) -> dict:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not JSON ({error}). Was it cut off? Mend it.") from error
+    if not isinstance(value, dict):
+        got = type(value).__name__
+        raise ValueError(f"{where}: found {got}, need a JSON object. Mend it.")
+    if missing := [key for key in keys if key not in value]:
+        need = f"Need {', '.join(keys)}. Add it."
+        raise ValueError(f"{where}: the key {missing[0]!r} is missing. {need}")
+    return value
+
+
+# --------------------------------------------------------------------------------------------------
+# Articles
+
+ARTICLE_KEYS = ("id", "url", "title", "date", "category", "teaser", "text")
+
+
+def load_articles(folder: str | Path) -> list[dict]:
+    """The articles `<id>.json` in `folder`, sorted by file name.
+
+    An article has the string keys of ARTICLE_KEYS. `date` is ISO ("2025-05-12"); `text` has its
+    paragraphs separated by one blank line and may be empty. ValueError names the file and what is
+    wrong with it, or the folder if it has none.
+    """
+    paths = [path for path in sorted(Path(folder).glob("*.json")) if _is_article_name(path.name)]
+    if not paths:
+        need = "Run data_extraction.ipynb, or use data/sample."
+        raise ValueError(f"{folder} has no <id>.json. {need}")
+    articles, file_of = [], {}
+    for path in paths:
+        article = _check_article(read_json(path, ARTICLE_KEYS), path)
+        if article["id"] in file_of:
+            other = file_of[article["id"]]
+            raise ValueError(f"{path}: has the id {article['id']} of {other}. Delete one of them.")
+        file_of[article["id"]] = path.name
+        articles.append(article)
+    return articles
+
+
+def _is_article_name(name: str) -> bool:
+    return name != "manifest.json" and not name.startswith(".")
+
+
+def _check_article(article: dict, path: Path) -> dict:
+    for key in ARTICLE_KEYS:
+        if not isinstance(article[key], str):
+            got = type(article[key]).__name__
+            raise ValueError(f"{path}: {key!r} is {got}, need a string. Delete or correct it.")
+    try:
+        date.fromisoformat(article["date"])
+    except ValueError as error:
+        need = "need an ISO date like 2025-05-12"
+        raise ValueError(f"{path}: 'date' is {article['date']!r}, {need}. Correct it.") from error
+    return article
+
+
+def load_corpus(folder: str | Path) -> dict[str, list[dict]]:
+    """{"train": articles, "eval": articles} of a corpus folder; ValueError if one is in both."""
+    corpus = {split: load_articles(Path(folder, split)) for split in ("train", "eval")}
+    if both := {a["id"] for a in corpus["train"]} & {a["id"] for a in corpus["eval"]}:
+        raise ValueError(
+            f"{folder}: {min(both)} is in train and in eval, so its scores would show memory, not "
+            f"skill. Delete {Path(folder, 'train', min(both))}.json."
+        )
+    return corpus
+
+
+def article_context(article: dict) -> str:
+    """What a model is given to read: the title, the date and the text.
+
+    >>> article_context({"title": " A title. ", "date": "2025-05-02", "text": "Munich. A text."})
+    'A title.\\n2 May 2025\\n\\nMunich. A text.'
+    """
+    return f"{article['title'].strip()}\n{written_date(article)}\n\n{article['text']}"
+
+
+def written_date(article: dict) -> str:
+    """The article's ISO date as people write it.
+
+    >>> written_date({"date": "2025-05-02"})
+    '2 May 2025'
+    """
+    day = date.fromisoformat(article["date"])
+    return f"{day.day} {day:%B %Y}"

@@ -1,0 +1,197 @@
+"""Question-answer pairs of two sources (notebook 2): three by rule, and those that people wrote.
+
+A pair is {"kind", "question", "answer"}. By rule: the title, the date and the first paragraph of
+any article. Written: questions in people's words, from files like data/questions/train.jsonl.
+"""
+
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from bmwqa.corpus import article_context, numbered_lines, written_date
+
+# --------------------------------------------------------------------------------------------------
+# By rule
+
+RULE_KINDS = ("title", "date", "about")
+PHRASINGS = {
+    "title": ("What is the title of the press release?", "What is the headline of this article?"),
+    "date": ("When was the press release published?", "What is the date of this press release?"),
+    "about": ("What is this press release about?", "What does the article report?"),
+}
+ABOUT_LIMIT = 1500  # characters; an article in one single paragraph answers with its first sentences
+SENTENCE_END = re.compile(r"(?:(?<=[a-z)\d][.!?])|(?<=[.!?][”\"]))(?=\s+[A-Z“\"])")
+NOT_PROSE = re.compile(
+    r"\+\+\+|\t|^[*•-] |please contact|^(ladies and|dear |contact|press contact|check against)"
+    r"|\b(phone|telephone|e-?mail|instagram|linkedin|youtube|facebook)\.? ?:|\w@\w|^www\.",
+    re.IGNORECASE,
+)
+
+
+def rule_pairs(article: dict, seed: int = 42) -> tuple[list[dict], Counter]:
+    """(pairs, reasons): title, date and first paragraph, and what was left out and why.
+
+    An answer stands in `article_context(article)` letter for letter. `seed` chooses the phrasings.
+    """
+    rng = random.Random(f"{seed}:{article['id']}")
+    answers = {
+        "title": article["title"].strip(),
+        "date": written_date(article),
+        "about": first_paragraph(article["text"]),
+    }
+    if not article["text"].strip():
+        return [], Counter({"the text is empty": 1})
+    pairs = [
+        {"kind": kind, "question": rng.choice(PHRASINGS[kind]), "answer": answer}
+        for kind, answer in answers.items()
+        if answer
+    ]
+    reasons = {"title": "no title", "about": "no paragraph is running text"}
+    return pairs, Counter(reasons[kind] for kind, answer in answers.items() if not answer)
+
+
+def first_paragraph(text: str) -> str:
+    """The first paragraph of running text, cut at a sentence's end below ABOUT_LIMIT; "" if none.
+
+    A short one, such as a headline with a full stop, gives way to a longer one.
+
+    >>> first_paragraph("+++ Won +++\\n\\nA great day.\\n\\nUlm. The plant opened its doors today.")
+    'Ulm. The plant opened its doors today.'
+    """
+    prose = [part for part in re.split(r"\n\s*\n", text.strip()) if is_prose(part)]
+    long_ones = [part for part in prose if len(part.split()) > 15]
+    paragraph = (long_ones or prose or [""])[0].strip()
+    if len(paragraph) <= ABOUT_LIMIT:
+        return paragraph
+    ends = [match.start() for match in SENTENCE_END.finditer(paragraph)]
+    return paragraph[: max([end for end in ends if end <= ABOUT_LIMIT], default=len(paragraph))]
+
+
+def is_prose(paragraph: str) -> bool:
+    """Whether a paragraph is running text: no heading, teaser, contact, list or table.
+
+    >>> [is_prose(text) for text in ("Rain at the start", "Phone: +49-89.", "It rained all day long.")]
+    [False, False, False]
+    >>> is_prose("It rained for an hour, then it snowed.")
+    True
+    """
+    whole = re.search(r"[.!…][\"”’)*]*$", paragraph.strip()) or len(paragraph) > 800
+    return bool(whole) and len(paragraph.split()) >= 6 and not NOT_PROSE.search(paragraph[:300])
+
+
+# --------------------------------------------------------------------------------------------------
+# Written by people
+
+UNANSWERABLE = "The press release does not say."
+WRITTEN_KINDS = ("who", "when", "where", "how_many", "which", "what", "why", "yes_no", "unanswerable")
+QUESTION_KEYS = ("id", "article_id", "kind", "question", "answers")
+
+
+def load_questions(paths: Iterable[str | Path], articles: dict[str, dict]) -> list[dict]:
+    """The lines of some files of written questions, each checked against its article.
+
+    A line has "id", "article_id", "kind" (one of WRITTEN_KINDS), "question" and "answers": a list
+    of accepted answers. The first is trained on; it stands in the article's context word for word,
+    unless the kind is yes_no ("Yes" or "No") or unanswerable (UNANSWERABLE). articles: by id.
+    ValueError names the file, the line, what it has and what to do.
+    """
+    lines, place_of = [], {}
+    for path in paths:
+        for where, line in numbered_lines(path, QUESTION_KEYS):
+            _check_types(line, where)
+            if line["article_id"] not in articles:
+                raise ValueError(
+                    f"{where}: there is no article {line['article_id']!r}. Add its file to the "
+                    f"training articles, or delete the line."
+                )
+            _check_answer(line, articles[line["article_id"]], where)
+            for key in (line["id"], (line["article_id"], line["question"].casefold())):
+                if key in place_of:
+                    raise ValueError(f"{where}: {key!r} is in {place_of[key]}, too. Delete one.")
+                place_of[key] = where
+            lines.append(line)
+    return lines
+
+
+def _check_types(line: dict, where: str) -> None:
+    for key in ("id", "article_id", "kind", "question"):
+        if not isinstance(line[key], str) or not line[key].strip():
+            raise ValueError(f"{where}: {key!r} is {line[key]!r}, need text. Correct it.")
+    answers = line["answers"]
+    if not isinstance(answers, list) or not answers or not all(map(_is_text, answers)):
+        need = 'need a list of texts like ["12 May", "May 12"]'
+        raise ValueError(f"{where}: 'answers' is {answers!r}, {need}. Correct it.")
+    if line["kind"] not in WRITTEN_KINDS:
+        need = f"need one of {', '.join(WRITTEN_KINDS)}"
+        raise ValueError(f"{where}: 'kind' is {line['kind']!r}, {need}. Correct it.")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _check_answer(line: dict, article: dict, where: str) -> None:
+    answer, kind = line["answers"][0], line["kind"]
+    fixed = {"yes_no": ("Yes", "No"), "unanswerable": (UNANSWERABLE,)}.get(kind)
+    if fixed and answer not in fixed:
+        need = " or ".join(map(repr, fixed))
+        raise ValueError(f"{where}: the answer is {answer!r}, {kind} needs {need}. Correct it.")
+    if not fixed and answer not in article_context(article):
+        raise ValueError(
+            f"{where}: the answer {answer!r} does not stand in {article['id']}. Copy it from the "
+            f"title, the date (as {written_date(article)!r}) or the text, letter for letter."
+        )
+
+
+# --------------------------------------------------------------------------------------------------
+# Are they good? Measures for notebook 2 and the tests
+
+COMMON = frozenset(
+    "a an the of to in on at by for from with and or as is are was were be been did do does done has "
+    "have had will would can could may must it its this that these those what which who whom whose "
+    "when where why how many much long far old there their they he she his her him them than then "
+    "so not no into about after before during until since per out up down over one any all".split()
+)
+
+
+def first_word(question: str) -> str:
+    """What a question begins with; verbs of yes/no questions count as one word, and prepositions.
+
+    >>> [first_word(q) for q in ("Who won?", "Did it rain?", "In which town?", "Whose idea was it?")]
+    ['who', 'is/did/…', 'in/on/…', 'who']
+    """
+    word = words(question)[0]
+    if word in YES_NO_VERBS:
+        return "is/did/…"
+    if word in PREPOSITIONS:
+        return "in/on/…"
+    return {"whose": "who", "whom": "who"}.get(word, word)
+
+
+YES_NO_VERBS = frozenset("is are was were do does did has have had can could will would must may should".split())
+PREPOSITIONS = frozenset(
+    "in on at by from for to of with after before during since until under over near through "
+    "between against into out besides apart alongside around within behind".split()
+)
+
+
+def words(text: str) -> list[str]:
+    """The lower-cased words of a text: words("The i4’s price?") is ["the", "i4’s", "price"]."""
+    return re.findall(r"[\w’'-]+", text.lower())
+
+
+def share_in_common(question: str, answer: str, context: str) -> float | None:
+    """The share of a question's content words in the sentence of its answer, the lowest of several.
+
+    None if the answer stands in no sentence, or the question has no content word.
+
+    >>> share_in_common("Who won the race?", "Berg", "It rained. Berg won by a second.")
+    0.5
+    """
+    content = {word for word in words(question) if word not in COMMON}
+    sentences = [s for s in re.split(r"(?<=[.!?”])\s+|\n", context) if answer in s]
+    if not content or not sentences:
+        return None
+    return min(len(content & set(words(sentence))) / len(content) for sentence in sentences)

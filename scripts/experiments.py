@@ -127,7 +127,8 @@ def do_run(part: str, variant: str, setting: tuple, seed: int, rows: list[dict],
     written = sum(row["source"] == "written" for row in chosen)
     run = {"name": name, "part": part, "variant": variant, "written": written, "steps": steps, "seed": seed}
     run |= {key: training[key] for key in ("learning_rate", "questions", "seconds_a_step", "trainable_parameters")}
-    return run | {"scores": scores_of(answers, questions), "answers": answers}
+    by_question = {question["question_id"]: made for question, made in zip(questions, answers, strict=True)}
+    return run | {"scores": scores_of(answers, questions), "answers": by_question}
 
 
 def scores_of(answers: list[dict], questions: list[dict]) -> dict[str, float]:

@@ -24,13 +24,13 @@ setup: .venv/installed  ## make .venv and install what requirements.txt pins, an
 	@touch $@
 
 run: setup  ## corpus -> QA pairs -> full, LoRA and pruned fine-tuning -> evaluation (MODEL=Qwen/Qwen2.5-0.5B for the real one)
-	$(BIN)/python -m scripts.notebooks run $(PARAMETERS)
+	$(BIN)/python -m experiments.notebooks run $(PARAMETERS)
 
 evaluate: setup  ## only the evaluation, of the checkpoints that are there
-	$(BIN)/python -m scripts.notebooks evaluate $(PARAMETERS)
+	$(BIN)/python -m experiments.notebooks evaluate $(PARAMETERS)
 
 test: setup  ## every test, in a real browser, with the real model
-	@scripts/install_browser.sh
+	@tests/install_browser.sh
 	$(BIN)/pytest
 
 lint: setup  ## ruff, over the notebooks too
@@ -39,16 +39,16 @@ lint: setup  ## ruff, over the notebooks too
 site: setup  ## a local PressClub with fictional articles, to try extraction without internet
 	$(BIN)/python tests/pressclub_site.py --port 8765
 
-bench: setup  ## speed: Hugging Face Trainer, TRL and ours on the same rows, into benchmarks/
-	$(BIN)/pip install --quiet -r benchmarks/requirements.txt
-	$(BIN)/python benchmarks/bench.py $(ARGS)
+bench: setup  ## speed: Hugging Face Trainer, TRL and ours on the same rows, into experiments/
+	$(BIN)/pip install --quiet -r experiments/requirements.txt
+	$(BIN)/python -m experiments.speed $(ARGS)
 
-refresh: setup  ## run all notebooks in place as they are committed, results/ and README's tables from them
-	$(BIN)/python -m scripts.refresh_extraction
-	$(BIN)/python -m scripts.notebooks refresh $(ARGS)
+refresh: setup  ## run all notebooks in place as they are committed, experiments/ and README's tables from them
+	$(BIN)/python -m experiments.refresh_extraction
+	$(BIN)/python -m experiments.notebooks refresh $(ARGS)
 
-experiments: setup  ## the learning curve: written questions and steps against scores, into results/ (ARGS="--seeds 1")
-	$(BIN)/python -m scripts.experiments $(ARGS)
+experiments: setup  ## the learning curve: written questions and steps against scores, into experiments/ (ARGS="--seeds 1")
+	$(BIN)/python -m experiments.learning_curve $(ARGS)
 
 clean:  ## delete what runs made; keeps .venv, models/ and data/raw
 	rm -rf runs data/processed *_full_ft *_lora *_pruned_ft .*_ft.* .*_lora.* eval_generations.jsonl results.json

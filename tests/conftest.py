@@ -10,7 +10,7 @@ from tokenizers import AddedToken, normalizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
-import bmwqa_utils as bq
+from bmwqa.models import EMBEDDED, load_tokenizer, save_finished
 
 QWEN_CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]  # ids 151643, 151644, 151645
 
@@ -29,7 +29,7 @@ def qwen_tokenizer():
 
 @pytest.fixture(scope="session")
 def embedded_tokenizer():
-    return bq.load_tokenizer(bq.EMBEDDED)
+    return load_tokenizer(EMBEDDED)
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +47,7 @@ def tiny_model_folder(tmp_path_factory, embedded_tokenizer):
         eos_token_id=embedded_tokenizer.eos_token_id,
     )
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    bq.save_finished(folder, Qwen2ForCausalLM(config), embedded_tokenizer)
+    save_finished(folder, Qwen2ForCausalLM(config), embedded_tokenizer)
     return folder
 
 

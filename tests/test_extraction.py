@@ -23,7 +23,7 @@ from extraction_cells import NOTEBOOK, run_cells
 from odd_pages import ODD, SKIPPED
 from pressclub_site import PressClub, article_page, filler_articles, odd_articles, page_form, sample_articles
 
-import pressclub
+from bmwqa import pressclub
 from bmwqa_utils import load_articles
 
 EVAL_IDS = [f"T{900101 + number:07d}EN" for number in range(12)]

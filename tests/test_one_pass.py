@@ -20,8 +20,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Trainer
 from transformers.trainer_callback import PrinterCallback
 
 import bmwqa_utils as bq
-import one_pass
-import training_run
+from bmwqa import one_pass, run
+from bmwqa.answers import generate_answers, perplexity
+from bmwqa.models import load_model, save_finished
 
 SHAPE = dict(vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=2, tie_word_embeddings=True)
 SHAPE |= dict(num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.1)
@@ -164,7 +165,7 @@ def rows():
 def test_answers_are_those_of_plain_generate(name, rows, embedded_tokenizer):
     end = embedded_tokenizer.eos_token_id
     model = make_model(name, vocab_size=len(embedded_tokenizer), eos_token_id=end, pad_token_id=end)
-    answers = bq.generate_answers(model, embedded_tokenizer, rows, max_new_tokens=12)
+    answers = generate_answers(model, embedded_tokenizer, rows, max_new_tokens=12)
     model.set_attn_implementation("sdpa")
     for row, answer in zip(rows, answers, strict=True):
         prompt = bq.encode_example(embedded_tokenizer, row)
@@ -198,7 +199,7 @@ def test_answers_that_end_early_leave_the_others_as_they_are(name, rows, embedde
 
 def test_perplexity_is_that_of_one_row_at_a_time(rows, embedded_tokenizer):
     model = make_model(vocab_size=len(embedded_tokenizer))
-    scored = bq.perplexity(model, embedded_tokenizer, rows)
+    scored = perplexity(model, embedded_tokenizer, rows)
     nll, tokens = 0.0, 0
     for row, got in zip(rows, scored["rows"], strict=True):
         example = {key: torch.tensor([ids]) for key, ids in bq.encode_example(embedded_tokenizer, row).items()}
@@ -213,7 +214,7 @@ def test_perplexity_is_that_of_one_row_at_a_time(rows, embedded_tokenizer):
 def test_uniform_logits_have_the_perplexity_of_the_vocabulary(rows, embedded_tokenizer):
     model = make_model(vocab_size=len(embedded_tokenizer), tie_word_embeddings=False)
     torch.nn.init.zeros_(model.lm_head.weight)
-    scored = bq.perplexity(model, embedded_tokenizer, rows)
+    scored = perplexity(model, embedded_tokenizer, rows)
     assert scored["perplexity"] == pytest.approx(len(embedded_tokenizer), rel=1e-5)
 
 
@@ -228,11 +229,11 @@ def make_trainer(model, folder, groups: list[dict], callbacks=(), **changes) -> 
     settings |= dict(remove_unused_columns=False, dataloader_pin_memory=False, disable_tqdm=True, save_total_limit=2)
     trainer = Trainer(
         model=model,
-        args=TrainingArguments(str(folder), **settings | training_run.hardware_arguments(torch.float32) | changes),
+        args=TrainingArguments(str(folder), **settings | run.hardware_arguments(torch.float32) | changes),
         train_dataset=groups,
         data_collator=lambda batch: one_pass.share_prefix(batch[0]),
         compute_loss_func=one_pass.answer_loss,
-        callbacks=[training_run.StepReport(groups, "test"), *callbacks],
+        callbacks=[run.StepReport(groups, "test"), *callbacks],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -268,7 +269,7 @@ def test_long_steps_are_computed_twice_and_give_the_same_gradients(name, lora, t
     groups, plain, lengths = [make_group(3, article) for article in (100, 300)], make_model(name, lora), []
     make_trainer(plain, tmp_path, groups).train()
     model = make_model(name, lora)
-    training_run.checkpoint_above(model, 200)
+    run.checkpoint_above(model, 200)
     layer = (model.base_model.model if lora else model).model.layers[0]
     layer.mlp.register_forward_pre_hook(lambda mlp, arguments: lengths.append(arguments[0].shape[1]))
     make_trainer(model, tmp_path, groups).train()
@@ -308,10 +309,10 @@ def test_the_layers_that_are_missed_least_go_and_the_rest_survives_the_disk(name
         with torch.no_grad():
             nll[first] = one_pass.answer_nll(some(**batch, use_cache=False).logits, labels).sum().item()
     first = min(nll, key=nll.get)
-    assert training_run.prune_layers(model, [group]) == [first, first + 1]
+    assert run.prune_layers(model, [group]) == [first, first + 1]
     assert list(model.model.layers) == layers[:first] + layers[first + 2 :]
-    bq.save_finished(tmp_path / "pruned", model, embedded_tokenizer)
-    loaded = bq.load_model(tmp_path / "pruned")
+    save_finished(tmp_path / "pruned", model, embedded_tokenizer)
+    loaded = load_model(tmp_path / "pruned")
     assert loaded.config.num_hidden_layers == len(loaded.model.layers) == 6
     ids = torch.randint(300, (1, 20))
     with torch.no_grad():
@@ -341,7 +342,7 @@ def test_a_killed_run_goes_on_with_the_losses_of_an_unbroken_one(tmp_path):
     assert run.returncode == -signal.SIGKILL, run.stderr[-2000:]
     torn = tmp_path / "killed" / "checkpoint-6"
     torn.mkdir()  # as if the kill had come while it was written
-    last = training_run.last_checkpoint(tmp_path / "killed")
+    last = run.last_checkpoint(tmp_path / "killed")
     assert Path(last).name == "checkpoint-4" and not torn.exists()
     resumed = long_run(tmp_path / "killed")
     resumed.train(resume_from_checkpoint=last)
@@ -352,7 +353,7 @@ def test_a_killed_run_goes_on_with_the_losses_of_an_unbroken_one(tmp_path):
     assert kept == ["checkpoint-6", "checkpoint-7"]
 
     done = long_run(tmp_path / "killed")  # as if the next kill had come after the last step
-    done.train(resume_from_checkpoint=training_run.last_checkpoint(tmp_path / "killed"))
+    done.train(resume_from_checkpoint=run.last_checkpoint(tmp_path / "killed"))
     assert losses(done) == losses(unbroken)
     assert all(log["seconds"] > 0 for log in done.state.log_history if "loss" in log)
 

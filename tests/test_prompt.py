@@ -3,6 +3,7 @@
 import pytest
 
 import bmwqa_utils as bq
+from bmwqa.answers import perplexity
 
 EXPECTED = """<|system|>
 You are a QA bot who answers questions regarding the press articles of the automotive company called BMW.
@@ -76,7 +77,7 @@ def test_every_row_too_long_drops_all_and_scoring_says_so(tokenizer, row):
     kept, dropped = bq.drop_long([row], tokenizer, max_tokens=10)
     assert (kept, dropped) == ([], [row])
     with pytest.raises(ValueError, match="No rows to score"):
-        bq.perplexity(None, tokenizer, kept)
+        perplexity(None, tokenizer, kept)
 
 
 def test_a_row_without_an_answer_is_refused(tokenizer, row):

@@ -8,13 +8,13 @@ from statistics import mean
 import pytest
 
 import bmwqa_utils as bq
-from benchmarks.bench import write_readme
-from qa_report import verdict
-from scripts import experiments
-from scripts.notebooks import read_results, readme
+from bmwqa.report import verdict
+from experiments import learning_curve
+from experiments.notebooks import read_results, readme
+from experiments.speed import write_readme
 
 README = (bq.ROOT / "README.md").read_text(encoding="utf-8")
-RESULTS, LINES = read_results(bq.ROOT / "results"), bq.read_jsonl(bq.ROOT / "results/eval_generations.jsonl")
+RESULTS, LINES = read_results(bq.ROOT / "experiments"), bq.read_jsonl(bq.ROOT / "experiments/eval_generations.jsonl")
 
 
 def test_the_results_table_is_the_one_of_results_json():
@@ -22,17 +22,17 @@ def test_the_results_table_is_the_one_of_results_json():
 
 
 def test_the_table_of_speed_is_the_one_of_the_benchmark():
-    assert write_readme(json.loads((bq.ROOT / "benchmarks/results.json").read_text(encoding="utf-8"))) == README
+    assert write_readme(json.loads((bq.ROOT / "experiments/speed.json").read_text(encoding="utf-8"))) == README
 
 
 def test_the_table_of_the_experiments_is_the_one_of_their_file():
-    assert experiments.readme(bq.read_json(experiments.RESULTS)) == README
+    assert learning_curve.readme(bq.read_json(learning_curve.RESULTS)) == README
 
 
 def test_the_scores_of_the_experiments_come_from_the_answers_that_stand_beside_them():
-    runs = {run["name"]: run["scores"] for run in bq.read_json(experiments.RESULTS)["runs"]}
+    runs = {run["name"]: run["scores"] for run in bq.read_json(learning_curve.RESULTS)["runs"]}
     asked = {line["question_id"]: line for line in LINES}
-    answers = {run["name"]: run["answers"] for run in experiments.read_runs()}
+    answers = {run["name"]: run["answers"] for run in learning_curve.read_runs()}
     assert runs.keys() == answers.keys() and runs
     for name, scores in runs.items():
         lines = [asked[key] | {"made": made["answer"]} for key, made in answers[name].items()]
@@ -53,7 +53,7 @@ def plain_words(text):
 
 
 def plain_f1(line, answer):
-    """Token F1, or 1 for a right refusal, worked out again without qa_scores."""
+    """Token F1, or 1 for a right refusal, worked out again without scores."""
     ours, best = plain_words(answer), 0.0
     if line["kind"] == "unanswerable":
         return float(" ".join(ours).startswith("press release does not say"))
@@ -99,9 +99,11 @@ def test_differences_kinds_controls_and_failures_come_from_them_too():
 
 
 def test_every_file_of_the_tree_exists():
-    tree = README.split("## What is here")[1].split("```")[1]
-    for name in re.findall(r"^(\S+)", tree, re.M):
-        assert (bq.ROOT / name).exists(), name
+    tree, folder = README.split("## What is here")[1].split("```")[1], ""
+    for indent, name in re.findall(r"^( *)(\S+)", tree, re.M):
+        folder = "" if not indent else folder
+        assert (bq.ROOT / folder / name).exists(), name
+        folder = name if name.endswith("/") else folder
 
 
 def test_every_make_target_named_exists():

@@ -8,15 +8,15 @@ import math
 import pytest
 
 import bmwqa_utils as bq
-import qa_report
-from qa_report import check_results, find_pair, trade_off_rows, verdict, with_interval
+from bmwqa import report
+from bmwqa.report import check_results, find_pair, trade_off_rows, verdict, with_interval
 
-SCHEMA = json.loads(qa_report.SCHEMA.read_text(encoding="utf-8"))
+SCHEMA = json.loads(report.SCHEMA.read_text(encoding="utf-8"))
 
 
 @pytest.fixture
 def results() -> dict:
-    return json.loads((bq.ROOT / "results/results.json").read_text(encoding="utf-8"))
+    return json.loads((bq.ROOT / "experiments/results.json").read_text(encoding="utf-8"))
 
 
 def change(value, *keys):
@@ -77,7 +77,7 @@ def test_every_field_of_the_schema_is_described():
 
 
 def test_examples_in_the_docstrings():
-    assert doctest.testmod(qa_report).failed == 0
+    assert doctest.testmod(report).failed == 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------

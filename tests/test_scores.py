@@ -4,14 +4,14 @@ import doctest
 import itertools
 import math
 import random
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import norm, t
 
-import qa_scores
-from qa_scores import (
+from bmwqa.scores import (
     DECLINE,
     answer_line,
     holm,
@@ -41,7 +41,7 @@ def scores(answer: str, *references: str, kind: str = "how_many") -> dict:
 
 
 def test_examples_in_the_docstrings():
-    result = doctest.testmod(qa_scores)
+    result = doctest.testmod(sys.modules["bmwqa.scores"])
     assert result.attempted >= 3 and result.failed == 0
 
 
@@ -99,7 +99,7 @@ def test_declined_is_strict_and_decides_unanswerable_questions(answer, declined)
 
 
 def test_a_wrong_answer_to_an_unanswerable_question_earns_nothing_for_its_common_words():
-    assert qa_scores.token_f1("The press release is about cars.", DECLINE) == pytest.approx(0.4)
+    assert scores.token_f1("The press release is about cars.", DECLINE) == pytest.approx(0.4)
     assert scores("The press release is about cars.", DECLINE, kind="unanswerable")["f1"] == 0
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
-ROOT = Path(__file__).resolve().parent
-SCHEMA = ROOT / "results" / "results.schema.json"
+from bmwqa.corpus import ROOT
+
+SCHEMA = Path(__file__).with_name("results.schema.json")
 
 
 def check_results(results: dict) -> dict:
@@ -22,7 +23,7 @@ def check_results(results: dict) -> dict:
         raise ValueError(f"results.json: found NaN or infinity, need a number or None. {error}.") from error
     schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
     if error := best_match(Draft202012Validator(schema).iter_errors(plain)):
-        need = "Correct the value, or describe the new field in results/results.schema.json."
+        need = "Correct the value, or describe the new field in bmwqa/results.schema.json."
         raise ValueError(f"results.json, {error.json_path}: {error.message[:300]}. {need}")
     return results
 

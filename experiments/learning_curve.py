@@ -1,14 +1,14 @@
 """How many written questions, and how many steps, are worth their time? `make experiments`.
 
 Each run trains in the cells of training.ipynb, in a kernel of its own, with other rows or parameters, and answers the
-benchmark. What is finished is not run again; answers of every run are kept in results/experiments.jsonl.gz.
+benchmark. What is finished is not run again; answers of every run are kept in experiments/learning_curve.jsonl.gz.
 
-    mission    the settings this comparison began with, scripts/original.yaml, one seed
+    mission    the settings this comparison began with, experiments/original.yaml, one seed
     questions  50 steps with 0, 300, 600, 1,200 and 2,400 written questions
     steps      25, 50, 100 steps, and one pass over all articles, with all written questions
 
 Names of parts as arguments do those alone; `--seeds 1` does one seed of three, `--variants full` full alone.
-Writes results/experiments.json, results/experiments.png and README's section on them.
+Writes experiments/learning_curve.json, experiments/learning_curve.png and README's section on them.
 """
 
 import argparse
@@ -25,16 +25,18 @@ import papermill
 import yaml
 
 import bmwqa_utils as bq
-import qa_scores
+from bmwqa.answers import answer_rows
 from bmwqa.corpus import ROOT
+from bmwqa.models import load_model, load_tokenizer, short_name
 from bmwqa.pairs import RULE_KINDS
-from qa_report import markdown_table, readme_with
-from scripts.notebooks import RUNS, TRAINING, execute
-from training_run import choose_precision, machine
+from bmwqa.report import markdown_table, readme_with
+from bmwqa.run import choose_precision, machine
+from bmwqa.scores import score_records
+from experiments.notebooks import RUNS, TRAINING, execute
 
-MODEL, RESULTS = "smollm2-135m", ROOT / "results" / "experiments.json"
-ANSWERS = ROOT / "results" / "experiments.jsonl.gz"
-MISSION = yaml.safe_load((ROOT / "scripts" / "original.yaml").read_text(encoding="utf-8"))
+MODEL, RESULTS = "smollm2-135m", ROOT / "experiments" / "learning_curve.json"
+ANSWERS = ROOT / "experiments" / "learning_curve.jsonl.gz"
+MISSION = yaml.safe_load((ROOT / "experiments" / "original.yaml").read_text(encoding="utf-8"))
 DEFAULTS = {  # the parameters of training.ipynb
     name: ast.literal_eval(given["default"]) for name, given in papermill.inspect_notebook(str(TRAINING)).items()
 }
@@ -88,7 +90,7 @@ def train(name: str, variant: str, rows: list[dict], parameters: dict) -> dict:
             for name, path in {"OUT_DIR": folder, "PROCESSED_DIR": folder / "rows"}.items()
         }
         execute(folder / "cells.ipynb", folder / "run.ipynb", parameters | where | {"MODEL": MODEL})
-        model = folder / f"{bq.short_name(MODEL)}_{FOLDERS[variant]}"
+        model = folder / f"{short_name(MODEL)}_{FOLDERS[variant]}"
         bq.write_json(folder / "training.json", bq.read_json(model / "training.json"))
     return bq.read_json(folder / "training.json")
 
@@ -97,10 +99,10 @@ def answer(name: str, variant: str, questions: list[dict]) -> list[dict]:
     """The answers of a run, in the order of the questions; its model is deleted when they are written."""
     folder = RUNS / "experiments" / name
     if not (folder / "answers.jsonl").exists():
-        model = folder / f"{bq.short_name(MODEL)}_{FOLDERS[variant]}"
+        model = folder / f"{short_name(MODEL)}_{FOLDERS[variant]}"
         caps = [DEFAULTS["MAX_NEW_TOKENS_ABOUT" if q["kind"] == "about" else "MAX_NEW_TOKENS"] for q in questions]
-        loaded = bq.load_model(model, dtype=choose_precision()[0], merge=True)
-        answers = bq.answer_rows(loaded, bq.load_tokenizer(MODEL), questions, caps)
+        loaded = load_model(model, dtype=choose_precision()[0], merge=True)
+        answers = answer_rows(loaded, load_tokenizer(MODEL), questions, caps)
         bq.write_jsonl(folder / "answers.jsonl", answers)
         shutil.rmtree(model)
     return bq.read_jsonl(folder / "answers.jsonl")
@@ -111,14 +113,14 @@ def evaluation_questions() -> list[dict]:
     made = bq.load_rows(ROOT / "data/processed/eval.jsonl")
     contexts = {row["article_id"]: row["context"] for row in made}
     asked = bq.rule_made_questions(made) + bq.load_benchmark(ROOT / DEFAULTS["BENCHMARK"], contexts)
-    return bq.drop_long(asked, bq.load_tokenizer(MODEL), DEFAULTS["MAX_TOKENS"])[0]
+    return bq.drop_long(asked, load_tokenizer(MODEL), DEFAULTS["MAX_TOKENS"])[0]
 
 
 def do_run(part: str, variant: str, setting: tuple, seed: int, rows: list[dict], questions: list[dict]) -> dict:
     """One run, trained and scored: {"name", "part", "variant", "written", "steps", "seed", …, "scores"}."""
     count, steps, parameters = setting
     chosen = choose_rows(rows, count, seed)
-    articles = len({row["article_id"] for row in bq.drop_long(chosen, bq.load_tokenizer(MODEL))[0]})
+    articles = len({row["article_id"] for row in bq.drop_long(chosen, load_tokenizer(MODEL))[0]})
     steps = steps or articles - DEFAULTS["HELD_OUT"]
     name = run_name(part, variant, *setting[:2], seed)
     parameters = parameters | {"MAX_STEPS": steps, "EVAL_STEPS": steps, "SEED": seed}
@@ -134,7 +136,7 @@ def do_run(part: str, variant: str, setting: tuple, seed: int, rows: list[dict],
 def scores_of(answers: list[dict], questions: list[dict]) -> dict[str, float]:
     """The means that the table and the plot show, of the benchmark and of the three questions by rule."""
     records = [question | {"run": made} for question, made in zip(questions, answers, strict=True)]
-    scores = qa_scores.score_records(records, {q["article_id"]: q["context"] for q in questions}, ["run"])
+    scores = score_records(records, {q["article_id"]: q["context"] for q in questions}, ["run"])
     asked, by_rule = scores[scores["slice"] == "benchmark"], scores[scores["slice"] == "rule_made"]
     none = asked["kind"] == "unanswerable"
     found = {score: asked.loc[~none, score].mean() for score in ("exact_match", "f1")}
@@ -182,15 +184,15 @@ def table_rows(runs: list[dict]) -> list[dict[str, str]]:
 
 
 def experiments_section(results: dict) -> str:
-    """The table in markdown, of what results/experiments.json has, and of nothing else."""
+    """The table in markdown, of what experiments/learning_curve.json has, and of nothing else."""
     lines = [
         f"{results['model']}, on {results['processor']}: exact match and token F1 of the answerable questions of the "
         "benchmark, means over seeds ± their standard deviation.",
         "",
         markdown_table(table_rows(results["runs"])),
     ]
-    if (ROOT / "results" / "experiments.png").exists():
-        lines += ["", "![Exact match and token F1 against questions and steps](results/experiments.png)"]
+    if (ROOT / "experiments" / "learning_curve.png").exists():
+        lines += ["", "![Exact match and token F1 against questions and steps](experiments/learning_curve.png)"]
     return "\n".join(lines)
 
 
@@ -222,7 +224,7 @@ def draw(runs: list[dict]) -> None:
         ax.set(xlabel="written questions, 50 steps" if key == "written" else "steps", ylim=(0, 1))
     axes[0].set_ylabel("benchmark, answerable")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    fig.savefig(ROOT / "results" / "experiments.png", dpi=110)
+    fig.savefig(ROOT / "experiments" / "learning_curve.png", dpi=110)
     plt.close(fig)
 
 

@@ -1,8 +1,8 @@
-"""Run the notebooks from a terminal: `python -m scripts.notebooks run|evaluate|refresh [-f FILE] [-p NAME VALUE] …`.
+"""Run the notebooks: `python -m experiments.notebooks run|evaluate|refresh [-f FILE] [-p NAME VALUE] …`.
 
 run       pairs and training, the notebooks' copies with their outputs in runs/
 evaluate  of training.ipynb the parameters and the cells under "Evaluation" alone
-refresh   all notebooks in place, their outputs as they are committed, and results/ and README's tables from them
+refresh   all notebooks in place, their outputs as they are committed, and results.json and README's tables from them
 """
 
 import argparse
@@ -20,7 +20,7 @@ import yaml
 from PIL import Image
 
 from bmwqa.corpus import ROOT
-from qa_report import markdown_table, readme_with, score_rows, trade_off_rows, verdict
+from bmwqa.report import markdown_table, readme_with, score_rows, trade_off_rows, verdict
 
 # a thread that waits for the others sleeps: where something else runs on its core, one that spins costs tenfold
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -56,7 +56,7 @@ def read_parameters(path: Path) -> dict:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         sys.exit(f"{path} cannot be read as YAML ({error}). Correct it, or leave -f out.")
     if not isinstance(parameters, dict):
-        sys.exit(f"{path}: found {type(parameters).__name__}, need lines NAME: VALUE. See scripts/original.yaml.")
+        sys.exit(f"{path}: found {type(parameters).__name__}, need lines NAME: VALUE. See experiments/original.yaml.")
     return parameters
 
 
@@ -163,8 +163,8 @@ def main() -> None:
         for notebook in (PAIRS, TRAINING):
             strip(notebook)
         for name in ("results.json", "eval_generations.jsonl"):
-            shutil.copy(out_dir / name, ROOT / "results" / name)
-        (ROOT / "README.md").write_text(readme(read_results(ROOT / "results")), encoding="utf-8")
+            shutil.copy(out_dir / name, ROOT / "experiments" / name)
+        (ROOT / "README.md").write_text(readme(read_results(ROOT / "experiments")), encoding="utf-8")
     closing_words(read_results(out_dir))
 
 

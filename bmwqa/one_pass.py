@@ -16,7 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-IGNORE = -100  # the label of a token that is not trained, as torch's cross entropy has it
+from bmwqa_utils import IGNORE
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Batches and their loss

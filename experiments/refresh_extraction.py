@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import nbformat
 import yaml
 
-from scripts.notebooks import ROOT, execute, strip
+from experiments.notebooks import ROOT, execute, strip
 
 sys.path.append(str(ROOT / "tests"))
 from pressclub_site import PressClub, odd_articles, sample_articles  # noqa: E402

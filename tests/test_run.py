@@ -2,7 +2,7 @@
 
 import random
 
-from training_run import plan_steps
+from bmwqa.run import plan_steps
 
 
 def test_every_article_comes_once_before_any_comes_twice():

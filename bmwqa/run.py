@@ -20,7 +20,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from one_pass import read_article
+from bmwqa.one_pass import read_article
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Before it: precision, memory, layers

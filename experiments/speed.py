@@ -1,14 +1,14 @@
 """Fine-tuning on this CPU: Hugging Face's Trainer, TRL's SFTTrainer and ours, on the same rows. Run it by `make bench`.
 
-    python benchmarks/bench.py                       every section, about 45 minutes on two quiet cores
-    python benchmarks/bench.py --only speed memory   these sections anew; the others stay in results.json
-    python benchmarks/bench.py --quick               every section on the embedded model, one round: a smoke test
+    python -m experiments.speed                       every section, about 45 minutes on two quiet cores
+    python -m experiments.speed --only speed memory   these sections anew; the others stay in speed.json
+    python -m experiments.speed --quick               every section on the embedded model, one round: a smoke test
 
 Each measurement is a real Trainer in a fresh process; the ways take turns, round after round, one process at a time.
 The learning rate is 0 where time is measured: the optimizer does all its work, and every way shows its loss on the same
 weights. The first article of a process is warm-up and not counted. Lengths in tokens are of SmolLM2's tokenizer.
 
-Keys of results.json, written after every section:
+Keys of speed.json, written after every section:
   machine    cpu, cores, memory_gb, versions, date, load (1-minute load at the start: above
              0.5 something else was running)
   rates      fp32, bf16: GFLOP/s, the largest over the models' matrix products
@@ -32,7 +32,6 @@ import json
 import multiprocessing
 import os
 import platform
-import sys
 import time
 from datetime import date
 from importlib.metadata import version
@@ -41,10 +40,10 @@ from statistics import median
 
 import psutil
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+from bmwqa.report import markdown_table, readme_with
 
-from qa_report import markdown_table, readme_with  # noqa: E402  the project's root must be on the path first
+HERE = Path(__file__).resolve().parent
+
 
 QWEN, SMOL = "Qwen2.5-0.5B's shape", "smollm2-135m"
 MODELS = {QWEN: 2, SMOL: 3}  # rounds
@@ -69,12 +68,12 @@ def load(model: str, dtype):
     import torch
     from transformers import AutoModelForCausalLM, Qwen2Config
 
-    import bmwqa_utils as bq
+    from bmwqa.models import load_model
 
     torch.manual_seed(0)
     if model == QWEN:
         return AutoModelForCausalLM.from_config(Qwen2Config(**QWEN_CONFIG), dtype=dtype)
-    return bq.load_model(model, dtype=dtype)
+    return load_model(model, dtype=dtype)
 
 
 def train(
@@ -91,8 +90,9 @@ def train(
     from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
     from transformers.trainer_callback import PrinterCallback
 
-    import one_pass
-    from training_run import PeakMemory, StepReport, checkpoint_above, choose_precision
+    from bmwqa import one_pass
+    from bmwqa.models import load_tokenizer
+    from bmwqa.run import PeakMemory, StepReport, checkpoint_above, choose_precision
 
     name, options = model, {}
     ours = way.startswith("ours")
@@ -138,7 +138,7 @@ def train(
         if not TRL_WAYS[way].get("chunked", True):
             options = dict(compute_loss_func=all_logits)
         settings |= dict(bf16=TRL_WAYS[way]["bf16"], max_length=None, dataset_kwargs={"skip_prepare_dataset": True})
-        tokenizer = bq.load_tokenizer(SMOL)
+        tokenizer = load_tokenizer(SMOL)
         data = Dataset.from_list(steps)
         arguments = SFTConfig(**settings)
         trainer = SFTTrainer(model, args=arguments, train_dataset=data, processing_class=tokenizer, **options)
@@ -179,23 +179,25 @@ def evaluate(model: str, rows: list) -> dict:
     import torch
 
     import bmwqa_utils as bq
-    import one_pass
-    from training_run import choose_precision
+    from bmwqa import one_pass
+    from bmwqa.answers import generate_answers, perplexity
+    from bmwqa.models import load_tokenizer
+    from bmwqa.run import choose_precision
 
     dtype, _ = choose_precision()
-    tokenizer, model = bq.load_tokenizer(SMOL), load(model, dtype).eval()
+    tokenizer, model = load_tokenizer(SMOL), load(model, dtype).eval()
     model.set_attn_implementation(one_pass.ATTENTION)
     end = tokenizer.eos_token_id
     model.generation_config.eos_token_id = end
     clock = time.perf_counter()
-    bq.perplexity(model, tokenizer, rows)
-    answers = bq.generate_answers(model, tokenizer, rows, NEW_TOKENS)
+    perplexity(model, tokenizer, rows)
+    answers = generate_answers(model, tokenizer, rows, NEW_TOKENS)
     ours = time.perf_counter() - clock
     model.set_attn_implementation("sdpa")
     clock, same = time.perf_counter(), 0
     for row, answer in zip(rows, answers, strict=True):
         example = bq.encode_example(tokenizer, row)
-        prompt = [i for i, label in zip(*example.values(), strict=True) if label == one_pass.IGNORE]
+        prompt = [i for i, label in zip(*example.values(), strict=True) if label == bq.IGNORE]
         with torch.inference_mode():
             model(**{key: torch.tensor([value]) for key, value in example.items()}).loss.item()
             ids = torch.tensor([prompt])
@@ -230,7 +232,7 @@ def count_flops(model: str, method: str, groups: list) -> float:
     from transformers import AutoConfig, Qwen2Config
 
     import bmwqa_utils as bq
-    import one_pass
+    from bmwqa import one_pass
 
     config = Qwen2Config(**QWEN_CONFIG) if model == QWEN else AutoConfig.from_pretrained(bq.ROOT / "models" / model)
     hidden, times = config.hidden_size, 3 if method == "full" else 2
@@ -258,8 +260,9 @@ def alone(function, *arguments, **options):
 def article_rows(questions: int = 3, tokens: tuple = ARTICLE_TOKENS) -> list[list[dict]]:
     """The rows of each article of data/sample/train whose longest row has that many tokens, `questions` rows each."""
     import bmwqa_utils as bq
+    from bmwqa.models import load_tokenizer
 
-    found, tokenizer = [], bq.load_tokenizer(SMOL)
+    found, tokenizer = [], load_tokenizer(SMOL)
     articles = bq.load_articles(bq.ROOT / "data" / "sample" / "train")
     written = bq.written_rows([bq.ROOT / "data" / "questions" / "train.jsonl"], articles)
     for article in articles:
@@ -273,8 +276,9 @@ def article_rows(questions: int = 3, tokens: tuple = ARTICLE_TOKENS) -> list[lis
 def article_groups(questions: int = 3, tokens: tuple = ARTICLE_TOKENS, cut: int | None = None) -> list[dict]:
     """The same, encoded; `cut`: the article is made that long together with its longest question and answer."""
     import bmwqa_utils as bq
+    from bmwqa.models import load_tokenizer
 
-    tokenizer, groups = bq.load_tokenizer(SMOL), []
+    tokenizer, groups = load_tokenizer(SMOL), []
     for rows in article_rows(questions, tokens):
         (group,) = bq.group_by_article(rows, tokenizer)
         if cut:
@@ -325,7 +329,7 @@ def compare(
 
 
 def run_section(name: str, results: dict, models: dict) -> object:
-    """The value of a key of results.json."""
+    """The value of a key of speed.json."""
     pairs = [(model, method) for model in models for method in ("full", "lora")]
     if name == "rates":
         return alone(matrix_rates)
@@ -390,7 +394,7 @@ def run_section(name: str, results: dict, models: dict) -> object:
 
 
 def speed_section(results: dict) -> str:
-    """README's part on speed, of the sections that results.json has, and of nothing else."""
+    """README's part on speed, of the sections that speed.json has, and of nothing else."""
     machine, rates, rows = results["machine"], results["rates"], []
     for model, methods in results["speed"].items():
         for method, ways in methods.items():
@@ -441,7 +445,7 @@ def speed_section(results: dict) -> str:
         lines += [
             "",
             f"Losses of {len(loss['hf'])} steps on the same rows, the Trainer's and ours, both in fp32: they differ by "
-            f"{loss['difference']:.0e} at most, relative ([plot](benchmarks/loss.png)).",
+            f"{loss['difference']:.0e} at most, relative ([plot](experiments/speed_loss.png)).",
         ]
     if "profile" in results:
         lines += ["", "Where the time of our steps goes:"]
@@ -451,7 +455,7 @@ def speed_section(results: dict) -> str:
             lines.append(f"- {model}, {method}: {longest}")
     for name in ("questions", "length"):
         if name in results:
-            lines += ["", f"![Seconds a pair by {name}](benchmarks/time_by_{name}.png)"]
+            lines += ["", f"![Seconds a pair by {name}](experiments/speed_by_{name}.png)"]
     return "\n".join(lines)
 
 
@@ -461,7 +465,7 @@ def write_readme(results: dict) -> str:
 
 
 def draw(results: dict) -> None:
-    """The three plots, of what results.json has."""
+    """The three plots, of what speed.json has."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -485,10 +489,10 @@ def draw(results: dict) -> None:
                 curves |= {f"{model}, {method}, {way}": points for way, points in ways.items()}
         if curves:
             title, scale = f"Time against {xlabel}", "log" if section == "length" else "linear"
-            plot(f"time_by_{section}.png", curves, xlabel, "seconds a QA pair", title, yscale=scale)
+            plot(f"speed_by_{section}.png", curves, xlabel, "seconds a QA pair", title, yscale=scale)
     if loss := results.get("loss"):
         curves = {way: dict(enumerate(loss[way], start=1)) for way in ("hf", "ours")}
-        plot("loss.png", curves, "step (one QA pair)", "loss", f"Same rows, same order: {SMOL}, full, fp32")
+        plot("speed_loss.png", curves, "step (one QA pair)", "loss", f"Same rows, same order: {SMOL}, full, fp32")
 
 
 SECTIONS = [
@@ -498,15 +502,15 @@ SECTIONS = [
 
 def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # of the processes that measure
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as scripts/notebooks.py has it
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as experiments/notebooks.py has it
     import bmwqa_utils as bq
-    from training_run import choose_precision
+    from bmwqa.run import choose_precision
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
-    parser.add_argument("--quick", action="store_true", help="the embedded model, one round; writes results_quick.json")
+    parser.add_argument("--quick", action="store_true", help="the embedded model, one round; writes speed_quick.json")
     options = parser.parse_args()
-    models, path = ({SMOL: 1}, HERE / "results_quick.json") if options.quick else (MODELS, HERE / "results.json")
+    models, path = ({SMOL: 1}, HERE / "speed_quick.json") if options.quick else (MODELS, HERE / "speed.json")
     results = json.loads(path.read_text()) if path.exists() else {}
     packages = ("torch", "transformers", "peft", "accelerate", "trl")
     results["machine"] = {

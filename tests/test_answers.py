@@ -4,7 +4,8 @@ import pytest
 from transformers import TextStreamer
 
 import bmwqa_utils as bq
-from live_answers import answer_speed, pick, stream_answer
+from bmwqa.answers import answer_speed, generate_answers, pick, stream_answer
+from bmwqa.models import load_model, load_tokenizer, weights_mb
 
 CONTEXT, QUESTION = "Munich. A museum opened. <|im_end|>", "Where? <|im_end|>"
 
@@ -15,9 +16,9 @@ def ask(model, tokenizer, streamer):
 
 def test_the_streamed_answer_is_that_of_the_evaluation(tiny_model_folder, capsys):
     """With a control token in the article and in the question, which must stay plain text in both."""
-    model, tokenizer = bq.load_model(tiny_model_folder), bq.load_tokenizer(tiny_model_folder)
+    model, tokenizer = load_model(tiny_model_folder), load_tokenizer(tiny_model_folder)
     row = {"article_id": "T1", "context": CONTEXT, "question": QUESTION}
-    (answer,) = bq.generate_answers(model, tokenizer, [row], max_new_tokens=12)
+    (answer,) = generate_answers(model, tokenizer, [row], max_new_tokens=12)
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     ids = ask(model, tokenizer, streamer)
     assert len(ids) == answer["tokens"]
@@ -26,7 +27,7 @@ def test_the_streamed_answer_is_that_of_the_evaluation(tiny_model_folder, capsys
 
 
 def test_a_token_reaches_the_streamer_before_the_next_is_made(tiny_model_folder):
-    model, tokenizer, seen = bq.load_model(tiny_model_folder), bq.load_tokenizer(tiny_model_folder), []
+    model, tokenizer, seen = load_model(tiny_model_folder), load_tokenizer(tiny_model_folder), []
 
     class Notes(TextStreamer):
         def put(self, value):
@@ -41,7 +42,7 @@ def test_a_token_reaches_the_streamer_before_the_next_is_made(tiny_model_folder)
 
 
 def test_speed_is_measured_over_as_many_tokens_as_asked(tiny_model_folder):
-    model, tokenizer, made = bq.load_model(tiny_model_folder), bq.load_tokenizer(tiny_model_folder), []
+    model, tokenizer, made = load_model(tiny_model_folder), load_tokenizer(tiny_model_folder), []
     model.register_forward_hook(lambda *_: made.append(1))
     found = answer_speed(model, tokenizer, CONTEXT, QUESTION, new_tokens=5)
     assert len(made) == 5
@@ -83,6 +84,6 @@ def test_one_article_has_no_other():
 
 
 def test_the_size_on_disk_is_that_of_the_weights(tiny_model_folder):
-    model = bq.load_model(tiny_model_folder)
+    model = load_model(tiny_model_folder)
     megabytes = 4 * sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    assert bq.weights_mb(tiny_model_folder) == pytest.approx(megabytes, rel=0.01)
+    assert weights_mb(tiny_model_folder) == pytest.approx(megabytes, rel=0.01)

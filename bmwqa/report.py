@@ -10,8 +10,6 @@ from pathlib import Path
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
-from bmwqa.corpus import ROOT
-
 SCHEMA = Path(__file__).with_name("results.schema.json")
 
 
@@ -20,7 +18,9 @@ def check_results(results: dict) -> dict:
     try:
         plain = json.loads(json.dumps(results, allow_nan=False))
     except ValueError as error:
-        raise ValueError(f"results.json: found NaN or infinity, need a number or None. {error}.") from error
+        raise ValueError(
+            f"results.json: found NaN or infinity, need a number or None. {error}."
+        ) from error
     schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
     if error := best_match(Draft202012Validator(schema).iter_errors(plain)):
         need = "Correct the value, or describe the new field in bmwqa/results.schema.json."
@@ -32,7 +32,11 @@ def check_results(results: dict) -> dict:
 # Tables, as rows of strings
 
 NAMES = {"rule_made": "rule-made", "benchmark": "benchmark", "lora_merged": "lora, merged"}
-CONTEXTS = {"own_article": "its own article", "no_article": "no article", "other_article": "another article"}
+CONTEXTS = {
+    "own_article": "its own article",
+    "no_article": "no article",
+    "other_article": "another article",
+}
 
 
 def format_number(number: float | None, form: str = ",.2f") -> str:
@@ -54,9 +58,18 @@ def score_rows(results: dict) -> list[dict[str, str]]:
     """A row a variant: perplexity and F1 of each slice, and the share of answers that stopped by themselves."""
     part, rows = results["headline"], []
     for variant, slices in results["variants"].items():
-        cells = {f"perplexity, {NAMES[name]}": with_interval(found["perplexity"]) for name, found in slices.items()}
-        cells |= {f"token F1, {NAMES[name]}": with_interval(found["f1"]) for name, found in slices.items()}
-        rows.append({"model": variant} | cells | {f"stopped, {NAMES[part]}": with_interval(slices[part]["stopped"])})
+        cells = {
+            f"perplexity, {NAMES[name]}": with_interval(found["perplexity"])
+            for name, found in slices.items()
+        }
+        cells |= {
+            f"token F1, {NAMES[name]}": with_interval(found["f1"]) for name, found in slices.items()
+        }
+        rows.append(
+            {"model": variant}
+            | cells
+            | {f"stopped, {NAMES[part]}": with_interval(slices[part]["stopped"])}
+        )
     return rows
 
 
@@ -79,9 +92,15 @@ def pair_rows(differences: list[dict]) -> list[dict[str, str]]:
 
 def control_rows(results: dict) -> list[dict[str, str]]:
     """A row a context in which the full variant was asked the answerable questions."""
-    columns = {"f1": "token F1", "exact_match": "exact match", "declined": "declined", "perplexity": "perplexity"}
+    columns = {
+        "f1": "token F1",
+        "exact_match": "exact match",
+        "declined": "declined",
+        "perplexity": "perplexity",
+    }
     return [
-        {"asked with": CONTEXTS[name]} | {title: with_interval(found[score]) for score, title in columns.items()}
+        {"asked with": CONTEXTS[name]}
+        | {title: with_interval(found[score]) for score, title in columns.items()}
         for name, found in results["controls"]["conditions"].items()
     ]
 
@@ -116,13 +135,16 @@ def markdown_table(rows: list[dict[str, str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def readme_with(name: str, section: str) -> str:
-    """README.md with `section` in place of what stands between its comments `<!-- name: … -->` and `<!-- /name -->`."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def page_with(path: Path, name: str, section: str) -> str:
+    """The page at `path` with `section` between its comments `<!-- name: … -->` and `<!-- /name -->`."""
     pattern = re.compile(rf"(<!-- {name}: .*? -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-    text, count = pattern.subn(lambda match: f"{match[1]}{section}\n{match[2]}", text)
+    text, count = pattern.subn(
+        lambda match: f"{match[1]}{section}\n{match[2]}", path.read_text(encoding="utf-8")
+    )
     if count != 1:
-        raise ValueError(f"Found {count} places for the section {name!r}, need one. Restore its two comments.")
+        raise ValueError(
+            f"{path}: found {count} places for {name!r}, need one. Restore its two comments."
+        )
     return text
 
 
@@ -132,7 +154,9 @@ def readme_with(name: str, section: str) -> str:
 
 def find_pair(results: dict, one: str, other: str) -> dict:
     """The paired difference one - other in F1 on the headline slice, turned round if results.json has other - one."""
-    rows = {row["pair"]: row for row in results["differences"] if row["slice"] == results["headline"]}
+    rows = {
+        row["pair"]: row for row in results["differences"] if row["slice"] == results["headline"]
+    }
     if row := rows.get(f"{one} - {other}"):
         return row
     row = rows[f"{other} - {one}"]
@@ -146,9 +170,16 @@ def verdict(results: dict) -> list[str]:
     "Best" is the highest mean F1 on the headline slice; it is compared with the next by the paired difference, which
     is "shown" as in `qa_scores.paired_table`. Of equals, the first in the order of the variants is the better one.
     """
-    f1 = {variant: slices[results["headline"]]["f1"] for variant, slices in results["variants"].items()}
+    f1 = {
+        variant: slices[results["headline"]]["f1"]
+        for variant, slices in results["variants"].items()
+    }
     best, second = sorted(f1, key=lambda variant: f1[variant]["mean"], reverse=True)[:2]
-    asked, first, then = NAMES[results["headline"]], with_interval(f1[best]), with_interval(f1[second])
+    asked, first, then = (
+        NAMES[results["headline"]],
+        with_interval(f1[best]),
+        with_interval(f1[second]),
+    )
     return [
         f"Best is **{best}**, with a token F1 of {first} on the {asked} questions; next is {second}, with {then}. "
         + _gap(find_pair(results, best, second)),
@@ -164,9 +195,7 @@ def _gap(row: dict, what: str = "The difference") -> str:
     found = f"{what}, {with_interval(row, 'difference', '+.2f')}, is {'' if row['shown'] else 'not '}shown ({p})"
     if row["shown"] or row["smallest_detectable"] is None:
         return f"{found}."
-    return (
-        f"{found}; an evaluation of this size finds {format_number(row['smallest_detectable'])} in four of five cases."
-    )
+    return f"{found}; an evaluation of this size finds {format_number(row['smallest_detectable'])} in four of five cases."
 
 
 def _price(results: dict, variant: str) -> str:
@@ -175,7 +204,10 @@ def _price(results: dict, variant: str) -> str:
     if cost["trainable_parameters"] is not None:
         pace = f"{format_number(cost['seconds_a_step'])} s a step, {format_number(cost['peak_memory_gb'], '.1f')} GB"
         trained = f"{cost['trainable_parameters']:,} parameters trained ({pace})"
-    disk, rate = format_number(cost["weights_mb"], ",.1f"), format_number(cost["tokens_per_second"], ".1f")
+    disk, rate = (
+        format_number(cost["weights_mb"], ",.1f"),
+        format_number(cost["tokens_per_second"], ".1f"),
+    )
     return f"{variant}, {trained}, {disk} MB on disk, {rate} tokens a second"
 
 
@@ -184,11 +216,15 @@ def _smaller(results: dict) -> str:
     for other in ("full", "base"):
         row = find_pair(results, "pruned", other)
         word = (
-            ("better than" if row["difference"] > 0 else "worse than") if row["shown"] else "not shown to differ from"
+            ("better than" if row["difference"] > 0 else "worse than")
+            if row["shown"]
+            else "not shown to differ from"
         )
         found.append(f"{word} {other} ({with_interval(row, 'difference', '+.2f')})")
     costs = results["trade_off"]["variants"]
-    disk, rate = (costs["pruned"][key] / costs["full"][key] for key in ("weights_mb", "tokens_per_second"))
+    disk, rate = (
+        costs["pruned"][key] / costs["full"][key] for key in ("weights_mb", "tokens_per_second")
+    )
     removed = len(results["training"]["pruned"]["layers_removed"])
     return (
         f"The smaller model, pruned (layers removed: {removed}), is {' and '.join(found)} in F1; "
@@ -201,7 +237,8 @@ def _controls(results: dict) -> str:
     if not controls["differences"]:
         return "No control was asked: no question has an answer."
     found = ", ".join(
-        f"{with_interval(scores['f1'])} with {CONTEXTS[name]}" for name, scores in controls["conditions"].items()
+        f"{with_interval(scores['f1'])} with {CONTEXTS[name]}"
+        for name, scores in controls["conditions"].items()
     )
     gap = _gap(controls["differences"][0], "What its own article adds")
     return f"The controls, full's F1 on answerable questions: {found}. {gap}"

@@ -3,12 +3,13 @@
 Each run trains in the cells of training.ipynb, in a kernel of its own, with other rows or parameters, and answers the
 benchmark. What is finished is not run again; answers of every run are kept in experiments/learning_curve.jsonl.gz.
 
+    committed  full and LoRA of `make refresh`: read from its files, not trained again
     mission    the settings this comparison began with, experiments/original.yaml, one seed
     questions  50 steps with 0, 300, 600, 1,200 and 2,400 written questions
     steps      25, 50, 100 steps, and one pass over all articles, with all written questions
 
 Names of parts as arguments do those alone; `--seeds 1` does one seed of three, `--variants full` full alone.
-Writes experiments/learning_curve.json, experiments/learning_curve.png and README's section on them.
+Writes experiments/learning_curve.json, experiments/learning_curve.png and the section of experiments/README.md on them.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from bmwqa.answers import answer_rows
 from bmwqa.corpus import ROOT
 from bmwqa.models import load_model, load_tokenizer, short_name
 from bmwqa.pairs import RULE_KINDS
-from bmwqa.report import markdown_table, readme_with
+from bmwqa.report import markdown_table, page_with
 from bmwqa.run import choose_precision, machine
 from bmwqa.scores import score_records
 from experiments.notebooks import RUNS, TRAINING, execute
@@ -38,13 +39,27 @@ MODEL, RESULTS = "smollm2-135m", ROOT / "experiments" / "learning_curve.json"
 ANSWERS = ROOT / "experiments" / "learning_curve.jsonl.gz"
 MISSION = yaml.safe_load((ROOT / "experiments" / "original.yaml").read_text(encoding="utf-8"))
 DEFAULTS = {  # the parameters of training.ipynb
-    name: ast.literal_eval(given["default"]) for name, given in papermill.inspect_notebook(str(TRAINING)).items()
+    name: ast.literal_eval(given["default"])
+    for name, given in papermill.inspect_notebook(str(TRAINING)).items()
 }
+PAGE = ROOT / "experiments" / "README.md"
 HEADINGS = {"full": "### Full fine-tuning", "lora": "### LoRA"}
 FOLDERS = {"full": "full_ft", "lora": "lora"}
+KEPT = ("learning_rate", "questions", "seconds_a_step", "trainable_parameters")  # of training.json
 ALL = None  # all written questions, or one pass over all articles
 PART_RUNS = {  # (written questions, steps, parameters)
-    "mission": [(0, 50, {name: value for name, value in MISSION.items() if name not in ("QUESTIONS", "MAX_STEPS")})],
+    "committed": [],
+    "mission": [
+        (
+            0,
+            50,
+            {
+                name: value
+                for name, value in MISSION.items()
+                if name not in ("QUESTIONS", "MAX_STEPS")
+            },
+        )
+    ],
     "questions": [(count, 50, {}) for count in (0, 300, 600, 1200, 2400)],
     "steps": [(ALL, steps, {}) for steps in (25, 50, 100, ALL)],
 }
@@ -60,7 +75,9 @@ def choose_rows(rows: list[dict], count: int | None, seed: int) -> list[dict]:
     if count is None:
         return rows
     names = sorted({row["article_id"] for row in written})
-    place = {name: number for number, name in enumerate(random.Random(seed).sample(names, len(names)))}
+    place = {
+        name: number for number, name in enumerate(random.Random(seed).sample(names, len(names)))
+    }
     kept = sorted(written, key=lambda row: place[row["article_id"]])[:count]
     return [row for row in rows if row["source"] == "rule"] + kept
 
@@ -100,7 +117,10 @@ def answer(name: str, variant: str, questions: list[dict]) -> list[dict]:
     folder = RUNS / "experiments" / name
     if not (folder / "answers.jsonl").exists():
         model = folder / f"{short_name(MODEL)}_{FOLDERS[variant]}"
-        caps = [DEFAULTS["MAX_NEW_TOKENS_ABOUT" if q["kind"] == "about" else "MAX_NEW_TOKENS"] for q in questions]
+        caps = [
+            DEFAULTS["MAX_NEW_TOKENS_ABOUT" if q["kind"] == "about" else "MAX_NEW_TOKENS"]
+            for q in questions
+        ]
         loaded = load_model(model, dtype=choose_precision()[0], merge=True)
         answers = answer_rows(loaded, load_tokenizer(MODEL), questions, caps)
         bq.write_jsonl(folder / "answers.jsonl", answers)
@@ -116,7 +136,9 @@ def evaluation_questions() -> list[dict]:
     return bq.drop_long(asked, load_tokenizer(MODEL), DEFAULTS["MAX_TOKENS"])[0]
 
 
-def do_run(part: str, variant: str, setting: tuple, seed: int, rows: list[dict], questions: list[dict]) -> dict:
+def do_run(
+    part: str, variant: str, setting: tuple, seed: int, rows: list[dict], questions: list[dict]
+) -> dict:
     """One run, trained and scored: {"name", "part", "variant", "written", "steps", "seed", …, "scores"}."""
     count, steps, parameters = setting
     chosen = choose_rows(rows, count, seed)
@@ -127,9 +149,18 @@ def do_run(part: str, variant: str, setting: tuple, seed: int, rows: list[dict],
     training = train(name, variant, chosen, parameters)
     answers = answer(name, variant, questions)
     written = sum(row["source"] == "written" for row in chosen)
-    run = {"name": name, "part": part, "variant": variant, "written": written, "steps": steps, "seed": seed}
-    run |= {key: training[key] for key in ("learning_rate", "questions", "seconds_a_step", "trainable_parameters")}
-    by_question = {question["question_id"]: made for question, made in zip(questions, answers, strict=True)}
+    run = {
+        "name": name,
+        "part": part,
+        "variant": variant,
+        "written": written,
+        "steps": steps,
+        "seed": seed,
+    }
+    run |= {key: training[key] for key in KEPT}
+    by_question = {
+        question["question_id"]: made for question, made in zip(questions, answers, strict=True)
+    }
     return run | {"scores": scores_of(answers, questions), "answers": by_question}
 
 
@@ -145,18 +176,45 @@ def scores_of(answers: list[dict], questions: list[dict]) -> dict[str, float]:
         "declined_wrongly": asked.loc[~none, "declined"].mean(),
     }
     found["yes_no"] = asked["yes_no"].mean()
-    return found | {kind: by_rule.loc[by_rule["kind"] == kind, "exact_match"].mean() for kind in RULE_KINDS}
+    return found | {
+        kind: by_rule.loc[by_rule["kind"] == kind, "exact_match"].mean() for kind in RULE_KINDS
+    }
+
+
+def committed_runs() -> list[dict]:
+    """Full and LoRA of the committed run, as `do_run` gives its own; they are runs of the part "steps"."""
+    results = bq.read_json(ROOT / "experiments" / "results.json")
+    lines = bq.read_jsonl(ROOT / "experiments" / "eval_generations.jsonl")
+    contexts = {a["id"]: bq.article_context(a) for a in bq.load_articles(ROOT / "data/sample/eval")}
+    questions = [line | {"context": contexts[line["article_id"]]} for line in lines]
+    written, seed = results["data"]["pairs"]["train"]["written"], results["settings"]["seed"]
+    runs = []
+    for variant in HEADINGS:
+        training, answers = results["training"][variant], [line[variant] for line in lines]
+        steps = len(training["losses"])
+        run = {
+            "name": run_name("steps", variant, ALL, steps, seed),
+            "part": "steps",
+            "variant": variant,
+        }
+        run |= {"written": written, "steps": steps, "seed": seed}
+        run |= {key: training[key] for key in KEPT}
+        by_question = {line["question_id"]: line[variant] for line in lines}
+        runs.append(run | {"scores": scores_of(answers, questions), "answers": by_question})
+    return runs
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What README shows
+# What experiments/README.md shows
 
 
 def grouped(runs: list[dict]) -> dict[tuple, list[dict]]:
     """The runs that differ by their seed alone, under (part, variant, written, steps)."""
     groups: dict[tuple, list[dict]] = {}
     for run in runs:
-        groups.setdefault(tuple(run[key] for key in ("part", "variant", "written", "steps")), []).append(run)
+        groups.setdefault(
+            tuple(run[key] for key in ("part", "variant", "written", "steps")), []
+        ).append(run)
     return groups
 
 
@@ -171,7 +229,14 @@ def table_rows(runs: list[dict]) -> list[dict[str, str]]:
     rows = []
     for (part, variant, written, steps), same in sorted(grouped(runs).items()):
         name = f"{variant}, the mission’s settings" if part == "mission" else variant
-        rows.append({"run": name, "written questions": f"{written:,}", "steps": f"{steps}", "seeds": f"{len(same)}"})
+        rows.append(
+            {
+                "run": name,
+                "written questions": f"{written:,}",
+                "steps": f"{steps}",
+                "seeds": f"{len(same)}",
+            }
+        )
         rows[-1] |= {"exact match": spread(same, "exact_match"), "token F1": spread(same, "f1")}
         rows[-1] |= {
             "declined, rightly / wrongly": " / ".join(
@@ -191,14 +256,14 @@ def experiments_section(results: dict) -> str:
         "",
         markdown_table(table_rows(results["runs"])),
     ]
-    if (ROOT / "experiments" / "learning_curve.png").exists():
-        lines += ["", "![Exact match and token F1 against questions and steps](experiments/learning_curve.png)"]
+    if any(run["part"] == "questions" for run in results["runs"]):
+        lines += ["", "![Exact match and token F1 against questions and steps](learning_curve.png)"]
     return "\n".join(lines)
 
 
 def readme(results: dict) -> str:
-    """README.md with its section of experiments written anew."""
-    return readme_with("experiments", experiments_section(results))
+    """experiments/README.md with this section written anew."""
+    return page_with(PAGE, "experiments", experiments_section(results))
 
 
 def draw(runs: list[dict]) -> None:
@@ -219,8 +284,17 @@ def draw(runs: list[dict]) -> None:
                 )
                 if points:
                     x, values = zip(*points, strict=True)
-                    ax.plot(x, list(map(mean, values)), color + style, marker="o", ms=3, label=f"{variant}, {score}")
-                    ax.fill_between(x, list(map(min, values)), list(map(max, values)), color=color, alpha=0.15)
+                    ax.plot(
+                        x,
+                        list(map(mean, values)),
+                        color + style,
+                        marker="o",
+                        ms=3,
+                        label=f"{variant}, {score}",
+                    )
+                    ax.fill_between(
+                        x, list(map(min, values)), list(map(max, values)), color=color, alpha=0.15
+                    )
         ax.set(xlabel="written questions, 50 steps" if key == "written" else "steps", ylim=(0, 1))
     axes[0].set_ylabel("benchmark, answerable")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
@@ -229,16 +303,19 @@ def draw(runs: list[dict]) -> None:
 
 
 def save(runs: list[dict]) -> None:
-    """Write answers, figures, plot and README; runs of earlier calls stay where this one has no newer."""
+    """Write answers, figures, plot and page; runs of earlier calls stay where this one has no newer."""
     known = {run["name"]: run for run in read_runs()} | {run["name"]: run for run in runs}
     with gzip.GzipFile(ANSWERS, "wb", mtime=0) as file:
-        file.write("".join(json.dumps(run, ensure_ascii=False) + "\n" for run in known.values()).encode())
-    plain = [{key: value for key, value in run.items() if key != "answers"} for run in known.values()]
+        file.write(
+            "".join(json.dumps(run, ensure_ascii=False) + "\n" for run in known.values()).encode()
+        )
+    plain = [
+        {key: value for key, value in run.items() if key != "answers"} for run in known.values()
+    ]
     processor = machine()["processor"]
     bq.write_json(RESULTS, {"model": MODEL, "processor": processor, "runs": plain})
-    if {run["part"] for run in plain} >= {"questions"}:
-        draw(plain)
-    bq.write_text(ROOT / "README.md", readme(bq.read_json(RESULTS)))
+    draw(plain)
+    bq.write_text(PAGE, readme(bq.read_json(RESULTS)))
 
 
 def read_runs() -> list[dict]:
@@ -250,13 +327,23 @@ def read_runs() -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", default=list(PART_RUNS), metavar="PART", help=", ".join(PART_RUNS))
-    parser.add_argument("--seeds", type=int, default=3, help="how many seeds of each run (mission: always one)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "parts", nargs="*", default=list(PART_RUNS), metavar="PART", help=", ".join(PART_RUNS)
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=3, help="how many seeds of each run (mission: always one)"
+    )
     parser.add_argument("--variants", nargs="+", choices=HEADINGS, default=list(HEADINGS))
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PART_RUNS):
         parser.error(f"There is no part {unknown.pop()!r}. There are: {', '.join(PART_RUNS)}.")
+    if "committed" in options.parts:
+        save(committed_runs())
+    if options.parts == ["committed"]:
+        return
     rows, questions = bq.load_rows(ROOT / "data/processed/train.jsonl"), evaluation_questions()
     for part in options.parts:
         seeds = [42] if part == "mission" else [42, 43, 44][: options.seeds]

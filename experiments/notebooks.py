@@ -8,7 +8,6 @@ refresh   all notebooks in place, their outputs as they are committed, and resul
 import argparse
 import base64
 import io
-import json
 import os
 import shutil
 import sys
@@ -19,8 +18,8 @@ import papermill
 import yaml
 from PIL import Image
 
-from bmwqa.corpus import ROOT
-from bmwqa.report import markdown_table, readme_with, score_rows, trade_off_rows, verdict
+from bmwqa.corpus import ROOT, read_json
+from experiments.tables import write_pages
 
 # a thread that waits for the others sleeps: where something else runs on its core, one that spins costs tenfold
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -46,7 +45,9 @@ def execute(notebook: Path, output: Path, parameters: dict) -> None:
             coalesce_streams=True,
         )
     except papermill.PapermillExecutionError as error:
-        sys.exit(f"\n{notebook.name}, cell {error.exec_count}: {error.ename}: {error.evalue}\nAll of it: {output}")
+        sys.exit(
+            f"\n{notebook.name}, cell {error.exec_count}: {error.ename}: {error.evalue}\nAll of it: {output}"
+        )
 
 
 def read_parameters(path: Path) -> dict:
@@ -56,19 +57,25 @@ def read_parameters(path: Path) -> dict:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         sys.exit(f"{path} cannot be read as YAML ({error}). Correct it, or leave -f out.")
     if not isinstance(parameters, dict):
-        sys.exit(f"{path}: found {type(parameters).__name__}, need lines NAME: VALUE. See experiments/original.yaml.")
+        sys.exit(
+            f"{path}: found {type(parameters).__name__}, need lines NAME: VALUE. See experiments/original.yaml."
+        )
     return parameters
 
 
 def check_names(parameters: dict, notebooks: list[Path]) -> None:
     known = {name for notebook in notebooks for name in papermill.inspect_notebook(str(notebook))}
     if unknown := sorted(set(parameters) - known):
-        sys.exit(f"No notebook has the parameter {unknown[0]}. There are: {', '.join(sorted(known))}.")
+        sys.exit(
+            f"No notebook has the parameter {unknown[0]}. There are: {', '.join(sorted(known))}."
+        )
 
 
 def evaluation_start(notebook: nbformat.NotebookNode) -> int:
     """The number of the cell with the heading "Evaluation"."""
-    return next(i for i, cell in enumerate(notebook.cells) if cell.source.startswith("## Evaluation"))
+    return next(
+        i for i, cell in enumerate(notebook.cells) if cell.source.startswith("## Evaluation")
+    )
 
 
 def evaluation_only() -> Path:
@@ -106,10 +113,6 @@ def with_palette(png: str) -> str:
     return base64.b64encode(small.getvalue()).decode()
 
 
-def read_results(folder: Path) -> dict:
-    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
-
-
 def closing_words(results: dict) -> None:
     print(f"\nModel: {results['model']['name']} ({results['model']['revision']})")
     for variant, figures in results["variants"].items():
@@ -118,37 +121,17 @@ def closing_words(results: dict) -> None:
     print("Files: " + ", ".join(results["files"]))
 
 
-def results_section(results: dict) -> str:
-    """README's results: the verdict and two tables with their 95 % intervals, from results.json and nothing else."""
-    machine, data = results["machine"], results["data"]
-    lines = [
-        f"{results['model']['name']} ({results['model']['revision']}), {results['settings']['max_steps']} steps of one "
-        f"article each, {data['corpus']} corpus, on {machine['threads']} threads of {machine['processor']}.",
-        "Rule-made: questions after title, date and first paragraph; benchmark: questions not made by rule. "
-        "Holm corrects p for three comparisons.",
-        "",
-        *(f"- {sentence}" for sentence in verdict(results)),
-        "",
-        markdown_table(score_rows(results)),
-        "",
-        "What it costs. The speeds are those of one short answer: base, full and *lora, merged* have the same "
-        "shape and differ by noise. *lora* is the adapter without its base, *lora, merged* with it.",
-        "",
-        markdown_table(trade_off_rows(results)),
-    ]
-    return "\n".join(lines)
-
-
-def readme(results: dict) -> str:
-    """README.md with its results written anew."""
-    return readme_with("results", results_section(results))
-
-
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     arguments.add_argument("what", choices=["run", "evaluate", "refresh"])
-    arguments.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
-    arguments.add_argument("-f", dest="file", type=Path, metavar="FILE", help="parameters in YAML; -p goes before them")
+    arguments.add_argument(
+        "-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE")
+    )
+    arguments.add_argument(
+        "-f", dest="file", type=Path, metavar="FILE", help="parameters in YAML; -p goes before them"
+    )
     arguments = arguments.parse_args()
     parameters = read_parameters(arguments.file) if arguments.file else {}
     parameters |= {name: yaml.safe_load(value) for name, value in arguments.parameters}
@@ -164,8 +147,8 @@ def main() -> None:
             strip(notebook)
         for name in ("results.json", "eval_generations.jsonl"):
             shutil.copy(out_dir / name, ROOT / "experiments" / name)
-        (ROOT / "README.md").write_text(readme(read_results(ROOT / "experiments")), encoding="utf-8")
-    closing_words(read_results(out_dir))
+        write_pages()
+    closing_words(read_json(out_dir / "results.json"))
 
 
 if __name__ == "__main__":

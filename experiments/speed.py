@@ -40,7 +40,7 @@ from statistics import median
 
 import psutil
 
-from bmwqa.report import markdown_table, readme_with
+from bmwqa.report import markdown_table, page_with
 
 HERE = Path(__file__).resolve().parent
 
@@ -77,7 +77,13 @@ def load(model: str, dtype):
 
 
 def train(
-    model: str, method: str, way: str, groups: list, warm: int = 1, learning_rate: float = 0.0, profiled: bool = False
+    model: str,
+    method: str,
+    way: str,
+    groups: list,
+    warm: int = 1,
+    learning_rate: float = 0.0,
+    profiled: bool = False,
 ) -> dict:
     """Train on `groups`: the seconds a QA pair after the first `warm` steps, the losses and the peak memory.
 
@@ -101,9 +107,13 @@ def train(
     model = load(name, frozen)
     set_seed(0)
     if method == "lora":
-        lora = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+        lora = LoraConfig(
+            r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
+        )
         model = get_peft_model(model, lora)
-    model.set_attn_implementation(one_pass.ATTENTION if ours and way != "ours in one call" else "sdpa")
+    model.set_attn_implementation(
+        one_pass.ATTENTION if ours and way != "ours in one call" else "sdpa"
+    )
     if way == "ours checkpointed":
         checkpoint_above(model, 0)
     if ours:
@@ -124,8 +134,15 @@ def train(
         def collate(batch):
             return {key: torch.tensor([value]) for key, value in batch[0].items()}
 
-    settings = dict(max_steps=len(steps), learning_rate=learning_rate, per_device_train_batch_size=1, disable_tqdm=True)
-    settings |= dict(train_sampling_strategy="sequential", logging_steps=1, save_strategy="no", use_cpu=True)
+    settings = dict(
+        max_steps=len(steps),
+        learning_rate=learning_rate,
+        per_device_train_batch_size=1,
+        disable_tqdm=True,
+    )
+    settings |= dict(
+        train_sampling_strategy="sequential", logging_steps=1, save_strategy="no", use_cpu=True
+    )
     settings |= dict(dataloader_pin_memory=False, report_to="none", gradient_checkpointing=False)
     settings |= dict(output_dir=str(bq.ROOT / "runs" / "bench"))
     if way.startswith("trl"):
@@ -137,14 +154,22 @@ def train(
 
         if not TRL_WAYS[way].get("chunked", True):
             options = dict(compute_loss_func=all_logits)
-        settings |= dict(bf16=TRL_WAYS[way]["bf16"], max_length=None, dataset_kwargs={"skip_prepare_dataset": True})
+        settings |= dict(
+            bf16=TRL_WAYS[way]["bf16"],
+            max_length=None,
+            dataset_kwargs={"skip_prepare_dataset": True},
+        )
         tokenizer = load_tokenizer(SMOL)
         data = Dataset.from_list(steps)
         arguments = SFTConfig(**settings)
-        trainer = SFTTrainer(model, args=arguments, train_dataset=data, processing_class=tokenizer, **options)
+        trainer = SFTTrainer(
+            model, args=arguments, train_dataset=data, processing_class=tokenizer, **options
+        )
     else:
         arguments = TrainingArguments(**settings, bf16=bf16, remove_unused_columns=False)
-        trainer = Trainer(model, args=arguments, train_dataset=steps, data_collator=collate, **options)
+        trainer = Trainer(
+            model, args=arguments, train_dataset=steps, data_collator=collate, **options
+        )
     trainer.add_callback(StepReport(groups, way))
     trainer.remove_callback(PrinterCallback)
     profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
@@ -202,10 +227,25 @@ def evaluate(model: str, rows: list) -> dict:
             model(**{key: torch.tensor([value]) for key, value in example.items()}).loss.item()
             ids = torch.tensor([prompt])
             mask = torch.ones_like(ids)
-            new = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=NEW_TOKENS, pad_token_id=end)
-        same += tokenizer.decode(new[0, len(prompt) :], skip_special_tokens=True).strip() == answer["answer"]
+            new = model.generate(
+                ids,
+                attention_mask=mask,
+                do_sample=False,
+                max_new_tokens=NEW_TOKENS,
+                pad_token_id=end,
+            )
+        same += (
+            tokenizer.decode(new[0, len(prompt) :], skip_special_tokens=True).strip()
+            == answer["answer"]
+        )
     plain = time.perf_counter() - clock
-    return {"ours": ours, "generate": plain, "ratio": plain / ours, "same": same, "questions": len(rows)}
+    return {
+        "ours": ours,
+        "generate": plain,
+        "ratio": plain / ours,
+        "same": same,
+        "questions": len(rows),
+    }
 
 
 def matrix_rates() -> dict:
@@ -219,7 +259,9 @@ def matrix_rates() -> dict:
             for _ in range(12):
                 clock = time.perf_counter()
                 x @ w.t()
-                best[name] = max(best.get(name, 0), 2 * 1100 * k * n / (time.perf_counter() - clock) / 1e9)
+                best[name] = max(
+                    best.get(name, 0), 2 * 1100 * k * n / (time.perf_counter() - clock) / 1e9
+                )
     return best
 
 
@@ -234,7 +276,11 @@ def count_flops(model: str, method: str, groups: list) -> float:
     import bmwqa_utils as bq
     from bmwqa import one_pass
 
-    config = Qwen2Config(**QWEN_CONFIG) if model == QWEN else AutoConfig.from_pretrained(bq.ROOT / "models" / model)
+    config = (
+        Qwen2Config(**QWEN_CONFIG)
+        if model == QWEN
+        else AutoConfig.from_pretrained(bq.ROOT / "models" / model)
+    )
     hidden, times = config.hidden_size, 3 if method == "full" else 2
     shared = config.num_key_value_heads / config.num_attention_heads
     weights = hidden * hidden * (2 + 2 * shared) + 3 * hidden * config.intermediate_size
@@ -266,14 +312,21 @@ def article_rows(questions: int = 3, tokens: tuple = ARTICLE_TOKENS) -> list[lis
     articles = bq.load_articles(bq.ROOT / "data" / "sample" / "train")
     written = bq.written_rows([bq.ROOT / "data" / "questions" / "train.jsonl"], articles)
     for article in articles:
-        rows = bq.build_qa_pairs(article) + [row for row in written if row["article_id"] == article["id"]]
+        rows = bq.build_qa_pairs(article) + [
+            row for row in written if row["article_id"] == article["id"]
+        ]
         rows = rows[:questions]
-        if len(rows) == questions and tokens[0] <= max(bq.token_lengths(rows, tokenizer)) <= tokens[1]:
+        if (
+            len(rows) == questions
+            and tokens[0] <= max(bq.token_lengths(rows, tokenizer)) <= tokens[1]
+        ):
             found.append(rows)
     return found
 
 
-def article_groups(questions: int = 3, tokens: tuple = ARTICLE_TOKENS, cut: int | None = None) -> list[dict]:
+def article_groups(
+    questions: int = 3, tokens: tuple = ARTICLE_TOKENS, cut: int | None = None
+) -> list[dict]:
     """The same, encoded; `cut`: the article is made that long together with its longest question and answer."""
     import bmwqa_utils as bq
     from bmwqa.models import load_tokenizer
@@ -298,11 +351,22 @@ def summarise(runs: list[dict]) -> dict:
     loss = sum(run["loss"] for run in runs) / len(runs)
     cpu = min(run["cpu"] for run in runs)
     spread = [min(seconds), max(seconds)]
-    return {"seconds_a_qa": median(seconds), "spread": spread, "cpu": cpu, "peak_gb": peak, "loss": loss}
+    return {
+        "seconds_a_qa": median(seconds),
+        "spread": spread,
+        "cpu": cpu,
+        "peak_gb": peak,
+        "loss": loss,
+    }
 
 
 def compare(
-    model: str, method: str, ways: list[str], rounds: int, rates: dict | None = None, groups: list | None = None
+    model: str,
+    method: str,
+    ways: list[str],
+    rounds: int,
+    rates: dict | None = None,
+    groups: list | None = None,
 ) -> dict:
     """The ways in turn, each round the next of `groups`; of TRL's ways only the fastest goes on after the first."""
     groups, runs = groups or article_groups(), {way: [] for way in ways}
@@ -312,8 +376,16 @@ def compare(
         for way in list(ways):
             runs[way].append(alone(train, model, method, way, some))
             last = runs[way][-1]
-            say(model, method, f"round {number + 1}", way, f"{last['seconds']:.2f} s a QA pair, cpu {last['cpu']:.2f}")
-        trl = sorted((way for way in ways if way.startswith("trl")), key=lambda way: runs[way][0]["seconds"])
+            say(
+                model,
+                method,
+                f"round {number + 1}",
+                way,
+                f"{last['seconds']:.2f} s a QA pair, cpu {last['cpu']:.2f}",
+            )
+        trl = sorted(
+            (way for way in ways if way.startswith("trl")), key=lambda way: runs[way][0]["seconds"]
+        )
         ways = [way for way in ways if way not in trl[1:]]
     result = {way: summarise(some) for way, some in runs.items()}
     ours = result[next(way for way in result if way.startswith("ours"))]
@@ -338,7 +410,10 @@ def run_section(name: str, results: dict, models: dict) -> object:
         for group in groups:
             branches += sum(len(branch["input_ids"]) for branch in group["branches"])
         separate = sum(len(group["prefix"]) * len(group["branches"]) for group in groups) + branches
-        return {"separate": separate, "shared": sum(len(group["prefix"]) for group in groups) + branches}
+        return {
+            "separate": separate,
+            "shared": sum(len(group["prefix"]) for group in groups) + branches,
+        }
     table: dict = {model: {"full": {}, "lora": {}} for model in models}
     if name == "speed":
         for model, method in pairs:
@@ -349,18 +424,29 @@ def run_section(name: str, results: dict, models: dict) -> object:
             table[model][method] = compare(model, method, ["ours fp32", "hf fp32"], 1)
     elif name == "memory":
         for model, method in pairs:
-            longest = article_groups(tokens=(2048, 4000), cut=2048)[:1] * 3  # the same in both rounds
-            table[model][method] = compare(model, method, ["ours", "ours checkpointed"], 2, groups=longest)
+            longest = (
+                article_groups(tokens=(2048, 4000), cut=2048)[:1] * 3
+            )  # the same in both rounds
+            table[model][method] = compare(
+                model, method, ["ours", "ours checkpointed"], 2, groups=longest
+            )
     elif name == "attention":
         for model, method in pairs:
-            table[model][method] = compare(model, method, ["ours", "ours in one call"], 2, groups=article_groups(12))
+            table[model][method] = compare(
+                model, method, ["ours", "ours in one call"], 2, groups=article_groups(12)
+            )
     elif name == "profile":
         for model, method in pairs:
             some = article_groups()[:2]
-            table[model][method] = alone(train, model, method, "ours", some, profiled=True)["operators"]
+            table[model][method] = alone(train, model, method, "ours", some, profiled=True)[
+                "operators"
+            ]
     elif name == "questions":
         for questions in QUESTIONS:
-            some = [group | {"branches": group["branches"][:questions]} for group in article_groups(12)[:2]]
+            some = [
+                group | {"branches": group["branches"][:questions]}
+                for group in article_groups(12)[:2]
+            ]
             for model, method in pairs:
                 seconds = alone(train, model, method, "ours", some)["seconds"]
                 table[model][method][str(questions)] = seconds
@@ -399,22 +485,33 @@ def speed_section(results: dict) -> str:
     for model, methods in results["speed"].items():
         for method, ways in methods.items():
             ours, usual = ways["ours"], ways["hf fp32"]
-            trl = min((ways[way] for way in ways if way.startswith("trl")), key=lambda entry: entry["seconds_a_qa"])
+            trl = min(
+                (ways[way] for way in ways if way.startswith("trl")),
+                key=lambda entry: entry["seconds_a_qa"],
+            )
             row = {
                 "model": model,
                 "method": method,
-                "s a QA pair": "{:.2f} [{:.2f}, {:.2f}]".format(ours["seconds_a_qa"], *ours["spread"]),
+                "s a QA pair": "{:.2f} [{:.2f}, {:.2f}]".format(
+                    ours["seconds_a_qa"], *ours["spread"]
+                ),
                 "against Trainer, fp32": f"{usual['ratio']:.1f} ×",
                 "against TRL's best": f"{trl['ratio']:.1f} ×",
                 "of the bf16 rate": f"{ours['share']:.0%}",
                 "peak GB": f"{ours['peak_gb']:.1f}",
             }
             if "fp32" in results:
-                row["against Trainer, both fp32"] = f"{results['fp32'][model][method]['hf fp32']['ratio']:.1f} ×"
+                row["against Trainer, both fp32"] = (
+                    f"{results['fp32'][model][method]['hf fp32']['ratio']:.1f} ×"
+                )
             if "memory" in results:
-                plain, saving = (results["memory"][model][method][way] for way in ("ours", "ours checkpointed"))
+                plain, saving = (
+                    results["memory"][model][method][way] for way in ("ours", "ours checkpointed")
+                )
                 row["GB at 2,048 tokens"] = f"{plain['peak_gb']:.1f}"
-                row["the same, checkpointed"] = f"{saving['peak_gb']:.1f}, {saving['ratio']:.2f} × the time"
+                row["the same, checkpointed"] = (
+                    f"{saving['peak_gb']:.1f}, {saving['ratio']:.2f} × the time"
+                )
             if "attention" in results:
                 one_call = results["attention"][model][method]["ours in one call"]
                 row["attention in one call"] = f"{one_call['ratio']:.2f} × the time"
@@ -430,7 +527,10 @@ def speed_section(results: dict) -> str:
         markdown_table(rows),
     ]
     if "tokens" in results:
-        fewer, faster = results["tokens"]["separate"] / results["tokens"]["shared"], rates["bf16"] / rates["fp32"]
+        fewer, faster = (
+            results["tokens"]["separate"] / results["tokens"]["shared"],
+            rates["bf16"] / rates["fp32"],
+        )
         lines += [
             "",
             f"What stands in the way of more: a pass an article reads {fewer:.1f} times fewer tokens, and this "
@@ -438,14 +538,16 @@ def speed_section(results: dict) -> str:
             "if a step were nothing but matrix products. Matrix units (AMX) raise the second factor.",
         ]
     if "evaluation" in results:
-        faster = ", ".join(f"{entry['ratio']:.1f} × ({model})" for model, entry in results["evaluation"].items())
+        faster = ", ".join(
+            f"{entry['ratio']:.1f} × ({model})" for model, entry in results["evaluation"].items()
+        )
         lines += ["", f"Perplexity and answers, against one `generate` a question: {faster}."]
     if "loss" in results:
         loss = results["loss"]
         lines += [
             "",
             f"Losses of {len(loss['hf'])} steps on the same rows, the Trainer's and ours, both in fp32: they differ by "
-            f"{loss['difference']:.0e} at most, relative ([plot](experiments/speed_loss.png)).",
+            f"{loss['difference']:.0e} at most, relative ([plot](speed_loss.png)).",
         ]
     if "profile" in results:
         lines += ["", "Where the time of our steps goes:"]
@@ -455,13 +557,13 @@ def speed_section(results: dict) -> str:
             lines.append(f"- {model}, {method}: {longest}")
     for name in ("questions", "length"):
         if name in results:
-            lines += ["", f"![Seconds a pair by {name}](experiments/speed_by_{name}.png)"]
+            lines += ["", f"![Seconds a pair by {name}](speed_by_{name}.png)"]
     return "\n".join(lines)
 
 
 def write_readme(results: dict) -> str:
     """README.md with its table of speed written anew."""
-    return readme_with("speed", speed_section(results))
+    return page_with(HERE / "README.md", "speed", speed_section(results))
 
 
 def draw(results: dict) -> None:
@@ -474,7 +576,13 @@ def draw(results: dict) -> None:
     def plot(file, curves, xlabel, ylabel, title, **axes):
         fig, ax = plt.subplots(figsize=(7, 4))
         for label, points in curves.items():
-            ax.plot(list(map(float, points)), list(points.values()), marker="o", markersize=3, label=label)
+            ax.plot(
+                list(map(float, points)),
+                list(points.values()),
+                marker="o",
+                markersize=3,
+                label=label,
+            )
         ax.set(xlabel=xlabel, ylabel=ylabel, title=title, **axes)
         ax.legend(fontsize=8)
         fig.tight_layout()
@@ -489,10 +597,18 @@ def draw(results: dict) -> None:
                 curves |= {f"{model}, {method}, {way}": points for way, points in ways.items()}
         if curves:
             title, scale = f"Time against {xlabel}", "log" if section == "length" else "linear"
-            plot(f"speed_by_{section}.png", curves, xlabel, "seconds a QA pair", title, yscale=scale)
+            plot(
+                f"speed_by_{section}.png", curves, xlabel, "seconds a QA pair", title, yscale=scale
+            )
     if loss := results.get("loss"):
         curves = {way: dict(enumerate(loss[way], start=1)) for way in ("hf", "ours")}
-        plot("speed_loss.png", curves, "step (one QA pair)", "loss", f"Same rows, same order: {SMOL}, full, fp32")
+        plot(
+            "speed_loss.png",
+            curves,
+            "step (one QA pair)",
+            "loss",
+            f"Same rows, same order: {SMOL}, full, fp32",
+        )
 
 
 SECTIONS = [
@@ -508,9 +624,15 @@ def main() -> None:
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
-    parser.add_argument("--quick", action="store_true", help="the embedded model, one round; writes speed_quick.json")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="the embedded model, one round; writes speed_quick.json",
+    )
     options = parser.parse_args()
-    models, path = ({SMOL: 1}, HERE / "speed_quick.json") if options.quick else (MODELS, HERE / "speed.json")
+    models, path = (
+        ({SMOL: 1}, HERE / "speed_quick.json") if options.quick else (MODELS, HERE / "speed.json")
+    )
     results = json.loads(path.read_text()) if path.exists() else {}
     packages = ("torch", "transformers", "peft", "accelerate", "trl")
     results["machine"] = {
@@ -518,11 +640,14 @@ def main() -> None:
         "precision": choose_precision()[1],
         "cores": os.cpu_count(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in packages},
         "date": date.today().isoformat(),
         "load": os.getloadavg()[0],
     }
-    names = options.only if "rates" in results or "rates" in options.only else ["rates", *options.only]
+    names = (
+        options.only if "rates" in results or "rates" in options.only else ["rates", *options.only]
+    )
     for name in names:
         clock = time.perf_counter()
         results[name] = run_section(name, results, models)
@@ -530,12 +655,16 @@ def main() -> None:
         say(f"{name} took {(time.perf_counter() - clock) / 60:.1f} minutes")
     if not options.quick and "speed" in results:
         draw(results)
-        (HERE.parent / "README.md").write_text(write_readme(results), encoding="utf-8")
+        (HERE / "README.md").write_text(write_readme(results), encoding="utf-8")
 
 
 def describe_cpu() -> str:
     info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    names = [
+        line.split(":")[1].strip()
+        for line in info.read_text().splitlines()
+        if line.startswith("model name")
+    ]
     return names[0] if names else platform.processor()
 
 

@@ -137,3 +137,10 @@ def test_questions_are_asked_in_other_words_than_those_around_the_answer(questio
     shares = [share for share in shares if share is not None]
     assert sum(shares) / len(shares) <= 0.35
     assert sum(share == 0 for share in shares) >= 0.25 * len(shares)
+
+
+def test_the_data_card_counts_right(questions, corpus):
+    card = (bq.ROOT / "data/README.md").read_text(encoding="utf-8")
+    about = len({line["article_id"] for line in questions})
+    assert f"| `questions/train.jsonl` | {len(questions):,} on {about} of these |" in card
+    assert f"| `sample/train/` | {len(corpus['train'])} articles |" in card

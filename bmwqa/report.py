@@ -18,9 +18,7 @@ def check_results(results: dict) -> dict:
     try:
         plain = json.loads(json.dumps(results, allow_nan=False))
     except ValueError as error:
-        raise ValueError(
-            f"results.json: found NaN or infinity, need a number or None. {error}."
-        ) from error
+        raise ValueError(f"results.json: found NaN or infinity, need a number or None. {error}.") from error
     schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
     if error := best_match(Draft202012Validator(schema).iter_errors(plain)):
         need = "Correct the value, or describe the new field in bmwqa/results.schema.json."
@@ -58,18 +56,9 @@ def score_rows(results: dict) -> list[dict[str, str]]:
     """A row a variant: perplexity and F1 of each slice, and the share of answers that stopped by themselves."""
     part, rows = results["headline"], []
     for variant, slices in results["variants"].items():
-        cells = {
-            f"perplexity, {NAMES[name]}": with_interval(found["perplexity"])
-            for name, found in slices.items()
-        }
-        cells |= {
-            f"token F1, {NAMES[name]}": with_interval(found["f1"]) for name, found in slices.items()
-        }
-        rows.append(
-            {"model": variant}
-            | cells
-            | {f"stopped, {NAMES[part]}": with_interval(slices[part]["stopped"])}
-        )
+        cells = {f"perplexity, {NAMES[name]}": with_interval(found["perplexity"]) for name, found in slices.items()}
+        cells |= {f"token F1, {NAMES[name]}": with_interval(found["f1"]) for name, found in slices.items()}
+        rows.append({"model": variant} | cells | {f"stopped, {NAMES[part]}": with_interval(slices[part]["stopped"])})
     return rows
 
 
@@ -99,8 +88,7 @@ def control_rows(results: dict) -> list[dict[str, str]]:
         "perplexity": "perplexity",
     }
     return [
-        {"asked with": CONTEXTS[name]}
-        | {title: with_interval(found[score]) for score, title in columns.items()}
+        {"asked with": CONTEXTS[name]} | {title: with_interval(found[score]) for score, title in columns.items()}
         for name, found in results["controls"]["conditions"].items()
     ]
 
@@ -138,13 +126,9 @@ def markdown_table(rows: list[dict[str, str]]) -> str:
 def page_with(path: Path, name: str, section: str) -> str:
     """The page at `path` with `section` between its comments `<!-- name: … -->` and `<!-- /name -->`."""
     pattern = re.compile(rf"(<!-- {name}: .*? -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-    text, count = pattern.subn(
-        lambda match: f"{match[1]}{section}\n{match[2]}", path.read_text(encoding="utf-8")
-    )
+    text, count = pattern.subn(lambda match: f"{match[1]}{section}\n{match[2]}", path.read_text(encoding="utf-8"))
     if count != 1:
-        raise ValueError(
-            f"{path}: found {count} places for {name!r}, need one. Restore its two comments."
-        )
+        raise ValueError(f"{path}: found {count} places for {name!r}, need one. Restore its two comments.")
     return text
 
 
@@ -154,9 +138,7 @@ def page_with(path: Path, name: str, section: str) -> str:
 
 def find_pair(results: dict, one: str, other: str) -> dict:
     """The paired difference one - other in F1 on the headline slice, turned round if results.json has other - one."""
-    rows = {
-        row["pair"]: row for row in results["differences"] if row["slice"] == results["headline"]
-    }
+    rows = {row["pair"]: row for row in results["differences"] if row["slice"] == results["headline"]}
     if row := rows.get(f"{one} - {other}"):
         return row
     row = rows[f"{other} - {one}"]
@@ -170,10 +152,7 @@ def verdict(results: dict) -> list[str]:
     "Best" is the highest mean F1 on the headline slice; it is compared with the next by the paired difference, which
     is "shown" as in `qa_scores.paired_table`. Of equals, the first in the order of the variants is the better one.
     """
-    f1 = {
-        variant: slices[results["headline"]]["f1"]
-        for variant, slices in results["variants"].items()
-    }
+    f1 = {variant: slices[results["headline"]]["f1"] for variant, slices in results["variants"].items()}
     best, second = sorted(f1, key=lambda variant: f1[variant]["mean"], reverse=True)[:2]
     asked, first, then = (
         NAMES[results["headline"]],
@@ -195,7 +174,9 @@ def _gap(row: dict, what: str = "The difference") -> str:
     found = f"{what}, {with_interval(row, 'difference', '+.2f')}, is {'' if row['shown'] else 'not '}shown ({p})"
     if row["shown"] or row["smallest_detectable"] is None:
         return f"{found}."
-    return f"{found}; an evaluation of this size finds {format_number(row['smallest_detectable'])} in four of five cases."
+    return (
+        f"{found}; an evaluation of this size finds {format_number(row['smallest_detectable'])} in four of five cases."
+    )
 
 
 def _price(results: dict, variant: str) -> str:
@@ -216,15 +197,11 @@ def _smaller(results: dict) -> str:
     for other in ("full", "base"):
         row = find_pair(results, "pruned", other)
         word = (
-            ("better than" if row["difference"] > 0 else "worse than")
-            if row["shown"]
-            else "not shown to differ from"
+            ("better than" if row["difference"] > 0 else "worse than") if row["shown"] else "not shown to differ from"
         )
         found.append(f"{word} {other} ({with_interval(row, 'difference', '+.2f')})")
     costs = results["trade_off"]["variants"]
-    disk, rate = (
-        costs["pruned"][key] / costs["full"][key] for key in ("weights_mb", "tokens_per_second")
-    )
+    disk, rate = (costs["pruned"][key] / costs["full"][key] for key in ("weights_mb", "tokens_per_second"))
     removed = len(results["training"]["pruned"]["layers_removed"])
     return (
         f"The smaller model, pruned (layers removed: {removed}), is {' and '.join(found)} in F1; "
@@ -237,8 +214,7 @@ def _controls(results: dict) -> str:
     if not controls["differences"]:
         return "No control was asked: no question has an answer."
     found = ", ".join(
-        f"{with_interval(scores['f1'])} with {CONTEXTS[name]}"
-        for name, scores in controls["conditions"].items()
+        f"{with_interval(scores['f1'])} with {CONTEXTS[name]}" for name, scores in controls["conditions"].items()
     )
     gap = _gap(controls["differences"][0], "What its own article adds")
     return f"The controls, full's F1 on answerable questions: {found}. {gap}"

@@ -39,8 +39,7 @@ MODEL, RESULTS = "smollm2-135m", ROOT / "experiments" / "learning_curve.json"
 ANSWERS = ROOT / "experiments" / "learning_curve.jsonl.gz"
 MISSION = yaml.safe_load((ROOT / "experiments" / "original.yaml").read_text(encoding="utf-8"))
 DEFAULTS = {  # the parameters of training.ipynb
-    name: ast.literal_eval(given["default"])
-    for name, given in papermill.inspect_notebook(str(TRAINING)).items()
+    name: ast.literal_eval(given["default"]) for name, given in papermill.inspect_notebook(str(TRAINING)).items()
 }
 PAGE = ROOT / "experiments" / "README.md"
 HEADINGS = {"full": "### Full fine-tuning", "lora": "### LoRA"}
@@ -53,11 +52,7 @@ PART_RUNS = {  # (written questions, steps, parameters)
         (
             0,
             50,
-            {
-                name: value
-                for name, value in MISSION.items()
-                if name not in ("QUESTIONS", "MAX_STEPS")
-            },
+            {name: value for name, value in MISSION.items() if name not in ("QUESTIONS", "MAX_STEPS")},
         )
     ],
     "questions": [(count, 50, {}) for count in (0, 300, 600, 1200, 2400)],
@@ -75,9 +70,7 @@ def choose_rows(rows: list[dict], count: int | None, seed: int) -> list[dict]:
     if count is None:
         return rows
     names = sorted({row["article_id"] for row in written})
-    place = {
-        name: number for number, name in enumerate(random.Random(seed).sample(names, len(names)))
-    }
+    place = {name: number for number, name in enumerate(random.Random(seed).sample(names, len(names)))}
     kept = sorted(written, key=lambda row: place[row["article_id"]])[:count]
     return [row for row in rows if row["source"] == "rule"] + kept
 
@@ -117,10 +110,7 @@ def answer(name: str, variant: str, questions: list[dict]) -> list[dict]:
     folder = RUNS / "experiments" / name
     if not (folder / "answers.jsonl").exists():
         model = folder / f"{short_name(MODEL)}_{FOLDERS[variant]}"
-        caps = [
-            DEFAULTS["MAX_NEW_TOKENS_ABOUT" if q["kind"] == "about" else "MAX_NEW_TOKENS"]
-            for q in questions
-        ]
+        caps = [DEFAULTS["MAX_NEW_TOKENS_ABOUT" if q["kind"] == "about" else "MAX_NEW_TOKENS"] for q in questions]
         loaded = load_model(model, dtype=choose_precision()[0], merge=True)
         answers = answer_rows(loaded, load_tokenizer(MODEL), questions, caps)
         bq.write_jsonl(folder / "answers.jsonl", answers)
@@ -136,9 +126,7 @@ def evaluation_questions() -> list[dict]:
     return bq.drop_long(asked, load_tokenizer(MODEL), DEFAULTS["MAX_TOKENS"])[0]
 
 
-def do_run(
-    part: str, variant: str, setting: tuple, seed: int, rows: list[dict], questions: list[dict]
-) -> dict:
+def do_run(part: str, variant: str, setting: tuple, seed: int, rows: list[dict], questions: list[dict]) -> dict:
     """One run, trained and scored: {"name", "part", "variant", "written", "steps", "seed", …, "scores"}."""
     count, steps, parameters = setting
     chosen = choose_rows(rows, count, seed)
@@ -158,9 +146,7 @@ def do_run(
         "seed": seed,
     }
     run |= {key: training[key] for key in KEPT}
-    by_question = {
-        question["question_id"]: made for question, made in zip(questions, answers, strict=True)
-    }
+    by_question = {question["question_id"]: made for question, made in zip(questions, answers, strict=True)}
     return run | {"scores": scores_of(answers, questions), "answers": by_question}
 
 
@@ -176,9 +162,7 @@ def scores_of(answers: list[dict], questions: list[dict]) -> dict[str, float]:
         "declined_wrongly": asked.loc[~none, "declined"].mean(),
     }
     found["yes_no"] = asked["yes_no"].mean()
-    return found | {
-        kind: by_rule.loc[by_rule["kind"] == kind, "exact_match"].mean() for kind in RULE_KINDS
-    }
+    return found | {kind: by_rule.loc[by_rule["kind"] == kind, "exact_match"].mean() for kind in RULE_KINDS}
 
 
 def committed_runs() -> list[dict]:
@@ -212,9 +196,7 @@ def grouped(runs: list[dict]) -> dict[tuple, list[dict]]:
     """The runs that differ by their seed alone, under (part, variant, written, steps)."""
     groups: dict[tuple, list[dict]] = {}
     for run in runs:
-        groups.setdefault(
-            tuple(run[key] for key in ("part", "variant", "written", "steps")), []
-        ).append(run)
+        groups.setdefault(tuple(run[key] for key in ("part", "variant", "written", "steps")), []).append(run)
     return groups
 
 
@@ -292,9 +274,7 @@ def draw(runs: list[dict]) -> None:
                         ms=3,
                         label=f"{variant}, {score}",
                     )
-                    ax.fill_between(
-                        x, list(map(min, values)), list(map(max, values)), color=color, alpha=0.15
-                    )
+                    ax.fill_between(x, list(map(min, values)), list(map(max, values)), color=color, alpha=0.15)
         ax.set(xlabel="written questions, 50 steps" if key == "written" else "steps", ylim=(0, 1))
     axes[0].set_ylabel("benchmark, answerable")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
@@ -306,15 +286,12 @@ def save(runs: list[dict]) -> None:
     """Write answers, figures, plot and page; runs of earlier calls stay where this one has no newer."""
     known = {run["name"]: run for run in read_runs()} | {run["name"]: run for run in runs}
     with gzip.GzipFile(ANSWERS, "wb", mtime=0) as file:
-        file.write(
-            "".join(json.dumps(run, ensure_ascii=False) + "\n" for run in known.values()).encode()
-        )
-    plain = [
-        {key: value for key, value in run.items() if key != "answers"} for run in known.values()
-    ]
+        file.write("".join(json.dumps(run, ensure_ascii=False) + "\n" for run in known.values()).encode())
+    plain = [{key: value for key, value in run.items() if key != "answers"} for run in known.values()]
     processor = machine()["processor"]
     bq.write_json(RESULTS, {"model": MODEL, "processor": processor, "runs": plain})
-    draw(plain)
+    if any(run["part"] == "questions" for run in plain):
+        draw(plain)
     bq.write_text(PAGE, readme(bq.read_json(RESULTS)))
 
 
@@ -327,15 +304,9 @@ def read_runs() -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "parts", nargs="*", default=list(PART_RUNS), metavar="PART", help=", ".join(PART_RUNS)
-    )
-    parser.add_argument(
-        "--seeds", type=int, default=3, help="how many seeds of each run (mission: always one)"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", default=list(PART_RUNS), metavar="PART", help=", ".join(PART_RUNS))
+    parser.add_argument("--seeds", type=int, default=3, help="how many seeds of each run (mission: always one)")
     parser.add_argument("--variants", nargs="+", choices=HEADINGS, default=list(HEADINGS))
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PART_RUNS):

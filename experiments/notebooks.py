@@ -45,9 +45,7 @@ def execute(notebook: Path, output: Path, parameters: dict) -> None:
             coalesce_streams=True,
         )
     except papermill.PapermillExecutionError as error:
-        sys.exit(
-            f"\n{notebook.name}, cell {error.exec_count}: {error.ename}: {error.evalue}\nAll of it: {output}"
-        )
+        sys.exit(f"\n{notebook.name}, cell {error.exec_count}: {error.ename}: {error.evalue}\nAll of it: {output}")
 
 
 def read_parameters(path: Path) -> dict:
@@ -57,25 +55,19 @@ def read_parameters(path: Path) -> dict:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         sys.exit(f"{path} cannot be read as YAML ({error}). Correct it, or leave -f out.")
     if not isinstance(parameters, dict):
-        sys.exit(
-            f"{path}: found {type(parameters).__name__}, need lines NAME: VALUE. See experiments/original.yaml."
-        )
+        sys.exit(f"{path}: found {type(parameters).__name__}, need lines NAME: VALUE. See experiments/original.yaml.")
     return parameters
 
 
 def check_names(parameters: dict, notebooks: list[Path]) -> None:
     known = {name for notebook in notebooks for name in papermill.inspect_notebook(str(notebook))}
     if unknown := sorted(set(parameters) - known):
-        sys.exit(
-            f"No notebook has the parameter {unknown[0]}. There are: {', '.join(sorted(known))}."
-        )
+        sys.exit(f"No notebook has the parameter {unknown[0]}. There are: {', '.join(sorted(known))}.")
 
 
 def evaluation_start(notebook: nbformat.NotebookNode) -> int:
     """The number of the cell with the heading "Evaluation"."""
-    return next(
-        i for i, cell in enumerate(notebook.cells) if cell.source.startswith("## Evaluation")
-    )
+    return next(i for i, cell in enumerate(notebook.cells) if cell.source.startswith("## Evaluation"))
 
 
 def evaluation_only() -> Path:
@@ -122,16 +114,10 @@ def closing_words(results: dict) -> None:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("what", choices=["run", "evaluate", "refresh"])
-    arguments.add_argument(
-        "-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE")
-    )
-    arguments.add_argument(
-        "-f", dest="file", type=Path, metavar="FILE", help="parameters in YAML; -p goes before them"
-    )
+    arguments.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    arguments.add_argument("-f", dest="file", type=Path, metavar="FILE", help="parameters in YAML; -p goes before them")
     arguments = arguments.parse_args()
     parameters = read_parameters(arguments.file) if arguments.file else {}
     parameters |= {name: yaml.safe_load(value) for name, value in arguments.parameters}

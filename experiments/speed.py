@@ -107,13 +107,9 @@ def train(
     model = load(name, frozen)
     set_seed(0)
     if method == "lora":
-        lora = LoraConfig(
-            r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
-        )
+        lora = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
         model = get_peft_model(model, lora)
-    model.set_attn_implementation(
-        one_pass.ATTENTION if ours and way != "ours in one call" else "sdpa"
-    )
+    model.set_attn_implementation(one_pass.ATTENTION if ours and way != "ours in one call" else "sdpa")
     if way == "ours checkpointed":
         checkpoint_above(model, 0)
     if ours:
@@ -140,9 +136,7 @@ def train(
         per_device_train_batch_size=1,
         disable_tqdm=True,
     )
-    settings |= dict(
-        train_sampling_strategy="sequential", logging_steps=1, save_strategy="no", use_cpu=True
-    )
+    settings |= dict(train_sampling_strategy="sequential", logging_steps=1, save_strategy="no", use_cpu=True)
     settings |= dict(dataloader_pin_memory=False, report_to="none", gradient_checkpointing=False)
     settings |= dict(output_dir=str(bq.ROOT / "runs" / "bench"))
     if way.startswith("trl"):
@@ -162,14 +156,10 @@ def train(
         tokenizer = load_tokenizer(SMOL)
         data = Dataset.from_list(steps)
         arguments = SFTConfig(**settings)
-        trainer = SFTTrainer(
-            model, args=arguments, train_dataset=data, processing_class=tokenizer, **options
-        )
+        trainer = SFTTrainer(model, args=arguments, train_dataset=data, processing_class=tokenizer, **options)
     else:
         arguments = TrainingArguments(**settings, bf16=bf16, remove_unused_columns=False)
-        trainer = Trainer(
-            model, args=arguments, train_dataset=steps, data_collator=collate, **options
-        )
+        trainer = Trainer(model, args=arguments, train_dataset=steps, data_collator=collate, **options)
     trainer.add_callback(StepReport(groups, way))
     trainer.remove_callback(PrinterCallback)
     profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
@@ -234,10 +224,7 @@ def evaluate(model: str, rows: list) -> dict:
                 max_new_tokens=NEW_TOKENS,
                 pad_token_id=end,
             )
-        same += (
-            tokenizer.decode(new[0, len(prompt) :], skip_special_tokens=True).strip()
-            == answer["answer"]
-        )
+        same += tokenizer.decode(new[0, len(prompt) :], skip_special_tokens=True).strip() == answer["answer"]
     plain = time.perf_counter() - clock
     return {
         "ours": ours,
@@ -259,9 +246,7 @@ def matrix_rates() -> dict:
             for _ in range(12):
                 clock = time.perf_counter()
                 x @ w.t()
-                best[name] = max(
-                    best.get(name, 0), 2 * 1100 * k * n / (time.perf_counter() - clock) / 1e9
-                )
+                best[name] = max(best.get(name, 0), 2 * 1100 * k * n / (time.perf_counter() - clock) / 1e9)
     return best
 
 
@@ -276,11 +261,7 @@ def count_flops(model: str, method: str, groups: list) -> float:
     import bmwqa_utils as bq
     from bmwqa import one_pass
 
-    config = (
-        Qwen2Config(**QWEN_CONFIG)
-        if model == QWEN
-        else AutoConfig.from_pretrained(bq.ROOT / "models" / model)
-    )
+    config = Qwen2Config(**QWEN_CONFIG) if model == QWEN else AutoConfig.from_pretrained(bq.ROOT / "models" / model)
     hidden, times = config.hidden_size, 3 if method == "full" else 2
     shared = config.num_key_value_heads / config.num_attention_heads
     weights = hidden * hidden * (2 + 2 * shared) + 3 * hidden * config.intermediate_size
@@ -312,21 +293,14 @@ def article_rows(questions: int = 3, tokens: tuple = ARTICLE_TOKENS) -> list[lis
     articles = bq.load_articles(bq.ROOT / "data" / "sample" / "train")
     written = bq.written_rows([bq.ROOT / "data" / "questions" / "train.jsonl"], articles)
     for article in articles:
-        rows = bq.build_qa_pairs(article) + [
-            row for row in written if row["article_id"] == article["id"]
-        ]
+        rows = bq.build_qa_pairs(article) + [row for row in written if row["article_id"] == article["id"]]
         rows = rows[:questions]
-        if (
-            len(rows) == questions
-            and tokens[0] <= max(bq.token_lengths(rows, tokenizer)) <= tokens[1]
-        ):
+        if len(rows) == questions and tokens[0] <= max(bq.token_lengths(rows, tokenizer)) <= tokens[1]:
             found.append(rows)
     return found
 
 
-def article_groups(
-    questions: int = 3, tokens: tuple = ARTICLE_TOKENS, cut: int | None = None
-) -> list[dict]:
+def article_groups(questions: int = 3, tokens: tuple = ARTICLE_TOKENS, cut: int | None = None) -> list[dict]:
     """The same, encoded; `cut`: the article is made that long together with its longest question and answer."""
     import bmwqa_utils as bq
     from bmwqa.models import load_tokenizer
@@ -383,9 +357,7 @@ def compare(
                 way,
                 f"{last['seconds']:.2f} s a QA pair, cpu {last['cpu']:.2f}",
             )
-        trl = sorted(
-            (way for way in ways if way.startswith("trl")), key=lambda way: runs[way][0]["seconds"]
-        )
+        trl = sorted((way for way in ways if way.startswith("trl")), key=lambda way: runs[way][0]["seconds"])
         ways = [way for way in ways if way not in trl[1:]]
     result = {way: summarise(some) for way, some in runs.items()}
     ours = result[next(way for way in result if way.startswith("ours"))]
@@ -424,29 +396,18 @@ def run_section(name: str, results: dict, models: dict) -> object:
             table[model][method] = compare(model, method, ["ours fp32", "hf fp32"], 1)
     elif name == "memory":
         for model, method in pairs:
-            longest = (
-                article_groups(tokens=(2048, 4000), cut=2048)[:1] * 3
-            )  # the same in both rounds
-            table[model][method] = compare(
-                model, method, ["ours", "ours checkpointed"], 2, groups=longest
-            )
+            longest = article_groups(tokens=(2048, 4000), cut=2048)[:1] * 3  # the same in both rounds
+            table[model][method] = compare(model, method, ["ours", "ours checkpointed"], 2, groups=longest)
     elif name == "attention":
         for model, method in pairs:
-            table[model][method] = compare(
-                model, method, ["ours", "ours in one call"], 2, groups=article_groups(12)
-            )
+            table[model][method] = compare(model, method, ["ours", "ours in one call"], 2, groups=article_groups(12))
     elif name == "profile":
         for model, method in pairs:
             some = article_groups()[:2]
-            table[model][method] = alone(train, model, method, "ours", some, profiled=True)[
-                "operators"
-            ]
+            table[model][method] = alone(train, model, method, "ours", some, profiled=True)["operators"]
     elif name == "questions":
         for questions in QUESTIONS:
-            some = [
-                group | {"branches": group["branches"][:questions]}
-                for group in article_groups(12)[:2]
-            ]
+            some = [group | {"branches": group["branches"][:questions]} for group in article_groups(12)[:2]]
             for model, method in pairs:
                 seconds = alone(train, model, method, "ours", some)["seconds"]
                 table[model][method][str(questions)] = seconds
@@ -492,26 +453,18 @@ def speed_section(results: dict) -> str:
             row = {
                 "model": model,
                 "method": method,
-                "s a QA pair": "{:.2f} [{:.2f}, {:.2f}]".format(
-                    ours["seconds_a_qa"], *ours["spread"]
-                ),
+                "s a QA pair": "{:.2f} [{:.2f}, {:.2f}]".format(ours["seconds_a_qa"], *ours["spread"]),
                 "against Trainer, fp32": f"{usual['ratio']:.1f} ×",
                 "against TRL's best": f"{trl['ratio']:.1f} ×",
                 "of the bf16 rate": f"{ours['share']:.0%}",
                 "peak GB": f"{ours['peak_gb']:.1f}",
             }
             if "fp32" in results:
-                row["against Trainer, both fp32"] = (
-                    f"{results['fp32'][model][method]['hf fp32']['ratio']:.1f} ×"
-                )
+                row["against Trainer, both fp32"] = f"{results['fp32'][model][method]['hf fp32']['ratio']:.1f} ×"
             if "memory" in results:
-                plain, saving = (
-                    results["memory"][model][method][way] for way in ("ours", "ours checkpointed")
-                )
+                plain, saving = (results["memory"][model][method][way] for way in ("ours", "ours checkpointed"))
                 row["GB at 2,048 tokens"] = f"{plain['peak_gb']:.1f}"
-                row["the same, checkpointed"] = (
-                    f"{saving['peak_gb']:.1f}, {saving['ratio']:.2f} × the time"
-                )
+                row["the same, checkpointed"] = f"{saving['peak_gb']:.1f}, {saving['ratio']:.2f} × the time"
             if "attention" in results:
                 one_call = results["attention"][model][method]["ours in one call"]
                 row["attention in one call"] = f"{one_call['ratio']:.2f} × the time"
@@ -538,9 +491,7 @@ def speed_section(results: dict) -> str:
             "if a step were nothing but matrix products. Matrix units (AMX) raise the second factor.",
         ]
     if "evaluation" in results:
-        faster = ", ".join(
-            f"{entry['ratio']:.1f} × ({model})" for model, entry in results["evaluation"].items()
-        )
+        faster = ", ".join(f"{entry['ratio']:.1f} × ({model})" for model, entry in results["evaluation"].items())
         lines += ["", f"Perplexity and answers, against one `generate` a question: {faster}."]
     if "loss" in results:
         loss = results["loss"]
@@ -597,9 +548,7 @@ def draw(results: dict) -> None:
                 curves |= {f"{model}, {method}, {way}": points for way, points in ways.items()}
         if curves:
             title, scale = f"Time against {xlabel}", "log" if section == "length" else "linear"
-            plot(
-                f"speed_by_{section}.png", curves, xlabel, "seconds a QA pair", title, yscale=scale
-            )
+            plot(f"speed_by_{section}.png", curves, xlabel, "seconds a QA pair", title, yscale=scale)
     if loss := results.get("loss"):
         curves = {way: dict(enumerate(loss[way], start=1)) for way in ("hf", "ours")}
         plot(
@@ -630,9 +579,7 @@ def main() -> None:
         help="the embedded model, one round; writes speed_quick.json",
     )
     options = parser.parse_args()
-    models, path = (
-        ({SMOL: 1}, HERE / "speed_quick.json") if options.quick else (MODELS, HERE / "speed.json")
-    )
+    models, path = ({SMOL: 1}, HERE / "speed_quick.json") if options.quick else (MODELS, HERE / "speed.json")
     results = json.loads(path.read_text()) if path.exists() else {}
     packages = ("torch", "transformers", "peft", "accelerate", "trl")
     results["machine"] = {
@@ -640,14 +587,11 @@ def main() -> None:
         "precision": choose_precision()[1],
         "cores": os.cpu_count(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in packages},
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
         "date": date.today().isoformat(),
         "load": os.getloadavg()[0],
     }
-    names = (
-        options.only if "rates" in results or "rates" in options.only else ["rates", *options.only]
-    )
+    names = options.only if "rates" in results or "rates" in options.only else ["rates", *options.only]
     for name in names:
         clock = time.perf_counter()
         results[name] = run_section(name, results, models)
@@ -660,11 +604,7 @@ def main() -> None:
 
 def describe_cpu() -> str:
     info = Path("/proc/cpuinfo")
-    names = [
-        line.split(":")[1].strip()
-        for line in info.read_text().splitlines()
-        if line.startswith("model name")
-    ]
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
     return names[0] if names else platform.processor()
 
 

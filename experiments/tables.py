@@ -47,12 +47,8 @@ def example(asked: list[dict]) -> list[str]:
     f1 = f1.pivot(index="question_id", columns="variant", values="f1")
     gain = (f1["full"] - f1["base"]).reindex([line["question_id"] for line in asked])
     line = next(line for line in asked if line["question_id"] == gain.idxmax())
-    article = next(
-        a for a in load_articles(ROOT / "data/sample/eval") if a["id"] == line["article_id"]
-    )
-    answers = [
-        (name, " ".join(line[name]["answer"].split())[:140].replace("`", "'")) for name in SHOWN
-    ]
+    article = next(a for a in load_articles(ROOT / "data/sample/eval") if a["id"] == line["article_id"])
+    answers = [(name, " ".join(line[name]["answer"].split())[:140].replace("`", "'")) for name in SHOWN]
     return [
         "```text",
         f"{article['title']}",
@@ -83,9 +79,7 @@ def declined_shares(asked: list[dict], variant: str) -> tuple[dict, dict]:
     scores = score_records(asked, {line["article_id"]: "" for line in asked}, [variant])
     none = scores["kind"] == "unanswerable"
     right, wrong = (scores[none], scores[~none])
-    return interval(right["declined"], right["article_id"]), interval(
-        wrong["declined"], wrong["article_id"]
-    )
+    return interval(right["declined"], right["article_id"]), interval(wrong["declined"], wrong["article_id"])
 
 
 def results_section(results: dict) -> str:
@@ -104,12 +98,7 @@ def results_section(results: dict) -> str:
             "What it costs. The speeds are those of one short answer: base, full and *lora, merged* have the same "
             "shape and differ by noise. *lora* is the adapter without its base, *lora, merged* with it.",
             "",
-            markdown_table(
-                [
-                    {k: v for k, v in row.items() if k != "perplexity"}
-                    for row in trade_off_rows(results)
-                ]
-            ),
+            markdown_table([{k: v for k, v in row.items() if k != "perplexity"} for row in trade_off_rows(results)]),
         ]
     )
 
@@ -137,9 +126,7 @@ def draw(results: dict) -> None:
     for name in means:
         rows = table[table["score"] == name].set_index("model").loc[means.index]
         errors.append([rows["mean"] - rows["low"], rows["high"] - rows["mean"]])
-    ax = means.plot.bar(
-        yerr=errors, capsize=2, width=0.8, rot=0, figsize=(7, 3), error_kw={"lw": 0.8}, ylim=(0, 1)
-    )
+    ax = means.plot.bar(yerr=errors, capsize=2, width=0.8, rot=0, figsize=(7, 3), error_kw={"lw": 0.8}, ylim=(0, 1))
     ax.set(xlabel="", title=f"Benchmark questions, with 95 % intervals, {results['model']['name']}")
     ax.figure.savefig(HERE / "results.png", dpi=100, bbox_inches="tight")
     plt.close(ax.figure)

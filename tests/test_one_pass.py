@@ -338,7 +338,9 @@ def long_run(folder, callbacks=()):
 def test_a_killed_run_goes_on_with_the_losses_of_an_unbroken_one(tmp_path):
     unbroken = long_run(tmp_path / "unbroken")
     unbroken.train()
-    process = subprocess.run([sys.executable, __file__, str(tmp_path / "killed")], capture_output=True, text=True, env=ENV)
+    process = subprocess.run(
+        [sys.executable, __file__, str(tmp_path / "killed")], capture_output=True, text=True, env=ENV
+    )
     assert process.returncode == -signal.SIGKILL, process.stderr[-2000:]
     torn = tmp_path / "killed" / "checkpoint-6"
     torn.mkdir()  # as if the kill had come while it was written

@@ -26,6 +26,7 @@ from bmwqa.scores import (
     score_controls,
     score_records,
     score_table,
+    token_f1,
     worst_failures,
 )
 
@@ -99,7 +100,7 @@ def test_declined_is_strict_and_decides_unanswerable_questions(answer, declined)
 
 
 def test_a_wrong_answer_to_an_unanswerable_question_earns_nothing_for_its_common_words():
-    assert scores.token_f1("The press release is about cars.", DECLINE) == pytest.approx(0.4)
+    assert token_f1("The press release is about cars.", DECLINE) == pytest.approx(0.4)
     assert scores("The press release is about cars.", DECLINE, kind="unanswerable")["f1"] == 0
 
 

@@ -150,7 +150,7 @@ def verdict(results: dict) -> list[str]:
     """What someone who must choose a model needs to know, a sentence or two each: best, price, smaller, controls.
 
     "Best" is the highest mean F1 on the headline slice; it is compared with the next by the paired difference, which
-    is "shown" as in `qa_scores.paired_table`. Of equals, the first in the order of the variants is the better one.
+    is "shown" as in `scores.paired_table`. Of equals, the first in the order of the variants is the better one.
     """
     f1 = {variant: slices[results["headline"]]["f1"] for variant, slices in results["variants"].items()}
     best, second = sorted(f1, key=lambda variant: f1[variant]["mean"], reverse=True)[:2]

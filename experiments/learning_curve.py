@@ -311,8 +311,9 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PART_RUNS):
         parser.error(f"There is no part {unknown.pop()!r}. There are: {', '.join(PART_RUNS)}.")
-    if "committed" in options.parts:
-        save(committed_runs())
+    committed = {run["name"]: run for run in committed_runs()} if "committed" in options.parts else {}
+    if committed:
+        save(list(committed.values()))
     if options.parts == ["committed"]:
         return
     rows, questions = bq.load_rows(ROOT / "data/processed/train.jsonl"), evaluation_questions()
@@ -321,7 +322,8 @@ def main() -> None:
         for seed in seeds:
             for setting in PART_RUNS[part]:
                 for variant in options.variants:
-                    save([do_run(part, variant, setting, seed, rows, questions)])
+                    if run_name(part, variant, *setting[:2], seed) not in committed:
+                        save([do_run(part, variant, setting, seed, rows, questions)])
     print(experiments_section(bq.read_json(RESULTS)))
 
 

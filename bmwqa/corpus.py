@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write `text` as UTF-8 to `path`, whole or not at all: a reader sees the old file or the new."""
+    """Write `text` as UTF-8, whole or not at all: a reader sees the old file or the new."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -40,7 +40,7 @@ def write_jsonl(path: str | Path, rows: list[dict]) -> None:
 
 
 def read_jsonl(path: str | Path, keys: tuple[str, ...] = ()) -> list[dict]:
-    """The objects of a JSONL file; ValueError names the line that is broken or lacks one of `keys`."""
+    """The objects of a JSONL file; ValueError names a line that is broken or lacks a key."""
     return [row for _, row in numbered_lines(path, keys)]
 
 

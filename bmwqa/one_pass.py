@@ -1,9 +1,10 @@
-"""One forward pass an article: the batch, its loss and its answers, for all questions of an article in one row.
+"""One forward pass per article: all its questions in one row, in training and in answering.
 
     [article | question 1, answer 1 | question 2, answer 2 | …]
 
-Every question sees the article and itself, and its positions go on where the article ends. Causal attention makes that
-equal to separate rows, which tests/test_one_pass.py proves for losses, gradients and answers.
+Every question sees the article and itself, and its positions go on where the article ends. With
+causal attention that equals separate rows; tests/test_one_pass.py proves it for losses, gradients
+and answers.
 """
 
 from collections.abc import Callable
@@ -18,20 +19,27 @@ from transformers.masking_utils import sdpa_mask
 
 from bmwqa_utils import IGNORE
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Batches and their loss
 
 
 def share_prefix(group: dict) -> dict[str, torch.Tensor]:
-    """The batch [prefix | branch 1 | branch 2 | …]: T tokens in one row, in which no branch sees another.
+    """The batch [prefix | branch 1 | branch 2 | …]: T tokens in a row, no branch sees another.
 
     input_ids, position_ids: [1, T]; positions restart after the prefix in every branch.
-    attention_mask: [1, 1, T, T], True where a token (row) sees another (column): backwards, the prefix and itself.
+    attention_mask: [1, 1, T, T], True where a token (row) sees another (column).
     blocks: [blocks, 3], for the attention ATTENTION, see `cut_blocks`.
-    logits_to_keep: [S], the places that predict a supervised token; labels: [answers, longest], padded with IGNORE.
+    logits_to_keep: [S], the places that predict a supervised token.
+    labels: [answers, longest answer], padded with IGNORE.
     """
     prefix, branches = group["prefix"], group["branches"]
-    ids, positions, owner, keep, labels = list(prefix), list(range(len(prefix))), [0] * len(prefix), [], []
+    ids, positions, owner, keep, labels = (
+        list(prefix),
+        list(range(len(prefix))),
+        [0] * len(prefix),
+        [],
+        [],
+    )
     ends = []
     for number, branch in enumerate(branches, start=1):
         supervised = [i for i, label in enumerate(branch["labels"]) if label != IGNORE]
@@ -54,13 +62,16 @@ def share_prefix(group: dict) -> dict[str, torch.Tensor]:
 
 
 def separate_rows(group: dict) -> dict[str, torch.Tensor]:
-    """The same group the usual way: one row a question, the article repeated in each, padded on the left.
+    """The batch of the usual way: a row per question, the article in each, padded on the left.
 
-    input_ids, attention_mask, position_ids: [answers, longest row]; logits_to_keep: [longest answer], the last places
-    that predict; labels: [answers, longest answer], padded with IGNORE on the left.
+    input_ids, attention_mask, position_ids: [answers, longest row].
+    logits_to_keep: [longest answer], the last places that predict.
+    labels: [answers, longest answer], padded with IGNORE on the left.
     """
     rows = [group["prefix"] + branch["input_ids"] for branch in group["branches"]]
-    labels = [[label for label in branch["labels"] if label != IGNORE] for branch in group["branches"]]
+    labels = [
+        [label for label in branch["labels"] if label != IGNORE] for branch in group["branches"]
+    ]
     (ids, mask), (labels, supervised) = pad_left(rows), pad_left(labels)
     width, answer = ids.shape[1], labels.shape[1]
     return {
@@ -73,32 +84,38 @@ def separate_rows(group: dict) -> dict[str, torch.Tensor]:
 
 
 def pad_left(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(ids, mask), both [rows, longest]: 0 where the mask, which knows by length and not by id, says padding."""
+    """(ids, mask), both [rows, longest]; mask is 0 on padding, which it knows by length, not id."""
     width = max(map(len, rows))
     ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
     return ids, torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
 
 
 def answer_nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """[answers, longest]: the negative log-likelihood (nats) of each supervised token, 0 where the label is IGNORE.
+    """The negative log-likelihood (nats) of each token, [answers, longest]; 0 where IGNORE.
 
-    logits: [1, S, vocabulary] of `share_prefix` or [answers, longest, vocabulary] of `separate_rows`.
+    logits: [1, S, vocabulary] for `share_prefix`, [answers, longest, vocabulary] for
+    `separate_rows`.
     """
     supervised = labels != IGNORE
-    logits = logits[0] if len(logits) == 1 and logits.shape[1] == supervised.sum() else logits[supervised]
+    logits = (
+        logits[0]
+        if len(logits) == 1 and logits.shape[1] == supervised.sum()
+        else logits[supervised]
+    )
     nll = cross_entropy(logits.float(), labels[supervised], reduction="none")
     return torch.zeros(labels.shape, device=nll.device).masked_scatter(supervised, nll)
 
 
 def answer_loss(outputs, labels: torch.Tensor, num_items_in_batch=None) -> torch.Tensor:
-    """The loss of a step, for Trainer's `compute_loss_func`: the mean NLL of its supervised tokens, as usual.
+    """The loss of a step, for Trainer's `compute_loss_func`: the mean NLL of its supervised tokens.
 
-    A mean of the answers' means would hardly teach long ones: how a paragraph begins would weigh a fortieth of a date.
+    A mean of the answers' means would hardly teach long ones: the beginning of a paragraph would
+    weigh a fortieth of a date.
     """
     return answer_nll(outputs.logits, labels).sum() / (labels != IGNORE).sum()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Attention
 
 ATTENTION = "shared_prefix"  # `attn_implementation` of a model, for transformers
@@ -106,10 +123,10 @@ BLOCK = 256  # tokens: products of fewer are slow, and of more compute much that
 
 
 def cut_blocks(prefix: int, ends: list[int]) -> list[list[int]]:
-    """[first, last, seen] of each block of tokens, of an article of `prefix` tokens and branches that end at `ends`.
+    """[first, last, seen] of each block of a row with `prefix` tokens and branches up to `ends`.
 
-    The tokens from first to last see the first `seen` of the row, and else only what their own block has: seen is first
-    within the article, and all of the article for a block of whole branches.
+    The tokens from first to last see the first `seen` tokens of the row, and else only tokens of
+    their block. Within the article, seen is first; a block of whole branches sees the article.
 
     >>> cut_blocks(300, [310, 330])
     [[0, 256, 0], [256, 300, 256], [300, 330, 300]]
@@ -123,60 +140,68 @@ def cut_blocks(prefix: int, ends: list[int]) -> list[list[int]]:
     return blocks
 
 
-def shared_prefix_attention(module, query, key, value, attention_mask, blocks=None, articles=None, **kwargs):
-    """Attention of a row of `share_prefix`, block by block; with `articles`, of a step of `answer_questions`.
+def shared_prefix_attention(
+    module, query, key, value, attention_mask, blocks=None, articles=None, **kwargs
+):
+    """The attention of a row of `share_prefix`, block by block.
 
-    query: [1, heads, T, size]; key, value: [1, key heads, T, size]; attention_mask: [1, 1, T, T] of `share_prefix`.
-    With neither it is torch's attention as it is.
+    With `articles` it is that of a step of `answer_questions`, without both it is torch's.
+    query: [1, heads, T, size]; key, value: [1, key heads, T, size]; attention_mask: [1, 1, T, T].
     """
     if articles is not None:
         return _answering_attention(module, query, key, value, attention_mask, articles, **kwargs)
     if blocks is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    query, key = (query * kwargs["scaling"]).to(value.dtype), key.to(value.dtype)  # under autocast, value alone is bf16
+    query, key = (
+        (query * kwargs["scaling"]).to(value.dtype),
+        key.to(value.dtype),
+    )  # under autocast, value alone is bf16
     query = query[0].unflatten(0, (key.shape[1], -1)).transpose(1, 2)
     with torch.autocast(query.device.type, enabled=False):
-        answer = BlockAttention.apply(query, key[0], value[0], attention_mask[0, 0], blocks.tolist())
+        answer = BlockAttention.apply(
+            query, key[0], value[0], attention_mask[0, 0], blocks.tolist()
+        )
     return answer.transpose(0, 1).flatten(1, 2)[None], None
 
 
 class BlockAttention(torch.autograd.Function):
-    """softmax(query key^T) value, for each block of `cut_blocks` two products of matrices, and five for the gradients.
+    """softmax(query key^T) value, block by block: two products of matrices, five for the gradients.
 
-    torch's own kernel, asked for the whole row, computes every branch against every other, and on a CPU with AVX-512
-    it is hardly faster in bf16 than in fp32. The weights are computed again for the gradients instead of being kept, as
-    in FlashAttention (Dao et al., arXiv 2205.14135, section 3.1): memory grows with T, not with its square.
-
-    query, and the answer: [key heads, T, heads of each, size]; key, value: [key heads, T, size]; sees: [T, T].
+    torch's kernel computes every branch against every other, and on a CPU with AVX-512 it is hardly
+    faster in bf16 than in fp32. The weights are computed again for the gradients, as in
+    FlashAttention (Dao et al., arXiv 2205.14135, section 3.1): memory grows with T, not with its
+    square.
+    query and output: [key heads, T, heads per key head, size]; key, value: [key heads, T, size];
+    sees: [T, T].
     """
 
     @staticmethod
     def forward(ctx, query, key, value, sees, blocks):
         ctx.save_for_backward(query, key, value, sees)
-        ctx.blocks, answer = blocks, torch.empty_like(query)
+        ctx.blocks, output = blocks, torch.empty_like(query)
         for first, last, seen in blocks:
-            own = answer[:, first:last]
+            rows = output[:, first:last]
             weights = _weights(query, _columns(key, first, last, seen), sees, first, last)
-            own.copy_((weights @ _columns(value, first, last, seen)).view(own.shape))
-        return answer
+            rows.copy_((weights @ _columns(value, first, last, seen)).view(rows.shape))
+        return output
 
     @staticmethod
     def backward(ctx, gradient):
         query, key, value, sees = ctx.saved_tensors
-        for_query = torch.empty_like(query)
-        for_key, for_value = (torch.zeros_like(tensor, dtype=torch.float32) for tensor in (key, value))
+        dquery = torch.empty_like(query)
+        dkey, dvalue = (torch.zeros_like(t, dtype=torch.float32) for t in (key, value))
         for first, last, seen in ctx.blocks:
-            asked, rows = (tensor[:, first:last].flatten(1, 2) for tensor in (query, gradient))
-            keys, values = (_columns(tensor, first, last, seen) for tensor in (key, value))
+            queries, doutput = (t[:, first:last].flatten(1, 2) for t in (query, gradient))
+            keys, values = (_columns(t, first, last, seen) for t in (key, value))
             weights = _weights(query, keys, sees, first, last)
-            for_weights = rows @ values.mT
-            for_scores = torch._softmax_backward_data(for_weights, weights, -1, weights.dtype)
-            own = for_query[:, first:last]
-            own.copy_((for_scores @ keys).view(own.shape))
-            for total, part in ((for_key, for_scores.mT @ asked), (for_value, weights.mT @ rows)):
-                total[:, :seen] += part[:, :seen]
-                total[:, first:last] += part[:, seen:]
-        return for_query, for_key.to(key.dtype), for_value.to(value.dtype), None, None
+            dweights = doutput @ values.mT
+            dscores = torch._softmax_backward_data(dweights, weights, -1, weights.dtype)
+            rows = dquery[:, first:last]
+            rows.copy_((dscores @ keys).view(rows.shape))
+            for total, block in ((dkey, dscores.mT @ queries), (dvalue, weights.mT @ doutput)):
+                total[:, :seen] += block[:, :seen]
+                total[:, first:last] += block[:, seen:]
+        return dquery, dkey.to(key.dtype), dvalue.to(value.dtype), None, None
 
 
 def _columns(tensor, first, last, seen):
@@ -185,17 +210,20 @@ def _columns(tensor, first, last, seen):
 
 
 def _weights(query, keys, sees, first, last):
-    """The attention weights of a block, `keys` its `_columns`: [key heads, tokens * heads of each, columns]."""
-    asked = query[:, first:last]
-    scores = asked.flatten(1, 2) @ keys.mT
-    own = scores.unflatten(1, asked.shape[1:3])[..., first - last :]
-    own.masked_fill_(~sees[first:last, None, first:last], -torch.inf)
+    """The attention weights of a block: [key heads, tokens * heads per key head, columns]."""
+    queries = query[:, first:last]
+    scores = queries.flatten(1, 2) @ keys.mT
+    within = scores.unflatten(1, queries.shape[1:3])[..., first - last :]
+    within.masked_fill_(~sees[first:last, None, first:last], -torch.inf)
     return scores.softmax(-1)
 
 
 @dataclass
 class Articles:
-    """What A articles keep for the B rows that ask about them, at most R about one; all articles padded to n tokens."""
+    """Keys and values of A articles, padded to n tokens, for the B rows that ask about them.
+
+    R is the most rows about one article.
+    """
 
     keys: list[torch.Tensor]  # of each layer, [A, key heads, n, size]
     values: list[torch.Tensor]
@@ -207,17 +235,20 @@ class Articles:
         """Set row and place, of rows about the articles `owner`: [B], ascending."""
         seats = [(owner == number).nonzero()[:, 0] for number in range(len(self.padding))]
         self.row = pad_sequence(seats, batch_first=True).to(self.padding.device)
-        inside = torch.arange(self.row.shape[1])[None] < torch.tensor([len(seat) for seat in seats])[:, None]
-        self.place = inside.flatten().nonzero()[:, 0].to(self.padding.device)
+        counts = torch.tensor([len(seat) for seat in seats])
+        taken = torch.arange(self.row.shape[1])[None] < counts[:, None]
+        self.place = taken.flatten().nonzero()[:, 0].to(self.padding.device)
 
 
 def _answering_attention(module, query, key, value, sees, articles, scaling, **kwargs):
-    """One new token in each of B rows: it sees its article, kept once for all rows about it, and its own row.
+    """The attention of one new token in each of B rows: it sees its article and its row.
 
-    query: [B, heads, 1, size]; key, value: [B, key heads, own tokens, size]; sees: [B, 1, 1, own tokens].
+    The article is kept once for all rows about it. query: [B, heads, 1, size]; key, value: [B, key
+    heads, tokens of the row, size]; sees: [B, 1, 1, tokens of the row].
     """
 
-    def by_article(rows):  # [B, key heads, heads of each, x] -> [A, key heads, R * heads of each, x]
+    # [B, key heads, heads per key head, x] -> [A, key heads, R * heads per key head, x]
+    def by_article(rows):
         return rows[articles.row].transpose(1, 2).flatten(2, 3)
 
     def by_row(seats):  # and back
@@ -226,25 +257,26 @@ def _answering_attention(module, query, key, value, sees, articles, scaling, **k
 
     keys, values = articles.keys[module.layer_idx], articles.values[module.layer_idx]
     query, n = (query * scaling).unflatten(1, (key.shape[1], -1)).squeeze(3), keys.shape[2]
-    own = (query @ key.transpose(2, 3)).masked_fill_(~sees, -torch.inf)
+    row_scores = (query @ key.transpose(2, 3)).masked_fill_(~sees, -torch.inf)
     scores = (by_article(query) @ keys.transpose(2, 3)).masked_fill_(articles.padding, -torch.inf)
-    weights = torch.cat([scores, by_article(own)], -1).softmax(-1)
-    answer = by_row(weights[..., :n] @ values) + by_row(weights[..., n:]) @ value
-    return answer.flatten(1).unsqueeze(1), None
+    weights = torch.cat([scores, by_article(row_scores)], -1).softmax(-1)
+    output = by_row(weights[..., :n] @ values) + by_row(weights[..., n:]) @ value
+    return output.flatten(1).unsqueeze(1), None
 
 
 AttentionInterface.register(ATTENTION, shared_prefix_attention)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Exact or not, and answers
 
 
 def choose_collator(model, group: dict) -> tuple[Callable, str]:
-    """`share_prefix` if it gives this model the losses of `separate_rows`, else the latter, and a line that says so.
+    """The collator to train with, and a line that says why.
 
-    The first three questions of the group are compared; with one alone there is no other that could be seen.
+    It is `share_prefix` if that gives this model the losses of `separate_rows`, else the latter.
+    The first three questions of the group are compared; a single one could not see another.
     """
     group, nll = group | {"branches": group["branches"][:3]}, []
     with torch.inference_mode():
@@ -254,13 +286,19 @@ def choose_collator(model, group: dict) -> tuple[Callable, str]:
             nll.append(answer_nll(_logits(model, **batch), labels).sum(1))
     off = ((nll[0] - nll[1]).abs().max() / nll[1].mean()).item()
     if off < 1e-3:
-        return share_prefix, f"One pass an article: same losses as separate rows, up to a relative {off:.0e}."
-    return separate_rows, f"Separate rows: one pass an article is off by a relative {off:.0e}. Is the mask ignored?"
+        return (
+            share_prefix,
+            f"One pass per article: same losses as separate rows, up to a relative {off:.0e}.",
+        )
+    return (
+        separate_rows,
+        f"Separate rows: one pass per article is off by a relative {off:.0e}. Is the mask ignored?",
+    )
 
 
 @dataclass
 class Reading:
-    """An article and its questions, read once: what the references cost, and what the answers begin with."""
+    """An article and its questions, read once: the NLL of the references, the first new tokens."""
 
     nll: list[torch.Tensor]  # [supervised tokens] of each reference, see `answer_nll`
     first: torch.Tensor  # [questions], the likeliest token after each
@@ -286,31 +324,18 @@ def read_article(model, group: dict) -> Reading:
 
 
 @torch.inference_mode()
-def answer_questions(model, readings: list[Reading], end: int, limits: list[int]) -> list[list[int]]:
-    """Greedy answers to all questions of some readings: the new token ids, with `end` if they ended.
+def answer_questions(model, readings: list[Reading], end: int, limits: list[int]) -> list:
+    """The token ids of the greedy answer to each question, with `end` if it ended by itself.
 
-    limits: at most so many tokens, for each question. All are answered at the same time, a token a step: a step costs
-    little more for fifty of them than for one. The readings lose their caches: twice the memory would be a lot.
+    limits: the most new tokens per question. All questions are answered at the same time, a token
+    per step: fifty cost little more than one. The readings lose their caches, to save memory.
     """
+    owner = torch.tensor([i for i, reading in enumerate(readings) for _ in reading.questions])
     places, sees = pad_left([question for reading in readings for question in reading.questions])
-    owner = torch.tensor([number for number, reading in enumerate(readings) for _ in reading.questions])
     lengths = torch.tensor([reading.prefix_length for reading in readings])
     starts = sees.sum(1) + lengths[owner]
-    own, keys, values = DynamicCache(), [], []  # a question sees its article and itself, but no reference
-    for layer in range(len(readings[0].cache.layers)):
-        asked = [[], []]
-        for name, told, part in zip(("keys", "values"), (keys, values), asked, strict=True):
-            read = [getattr(reading.cache.layers[layer], name)[0].transpose(0, 1) for reading in readings]
-            part += [tokens[places[owner == number]].transpose(1, 2) for number, tokens in enumerate(read)]
-            read = [tokens[: reading.prefix_length] for tokens, reading in zip(read, readings, strict=True)]
-            told.append(pad_sequence(read, batch_first=True).transpose(1, 2).contiguous())
-        own.update(*map(torch.cat, asked), layer)
-        for reading in readings:
-            reading.cache.layers[layer].keys = reading.cache.layers[layer].values = None
-    padding = torch.arange(lengths.max())[None] >= lengths[:, None]
-    articles = Articles(keys, values, padding[:, None, None].to(model.device))
+    cache, articles = _split_caches(readings, places, owner, lengths)
     articles.seat(owner)
-
     answers = [[] for _ in starts]
     active, limits = torch.arange(len(starts)), torch.tensor(limits)
     ids = torch.cat([reading.first for reading in readings]).cpu()
@@ -321,7 +346,7 @@ def answer_questions(model, readings: list[Reading], end: int, limits: list[int]
         if not goes_on.any():
             break
         if not goes_on.all():
-            own.batch_select_indices(goes_on.nonzero()[:, 0].to(model.device))
+            cache.batch_select_indices(goes_on.nonzero()[:, 0].to(model.device))
             active, ids = active[goes_on], ids[goes_on]
             articles.seat(owner[active])
         logits = _logits(
@@ -329,13 +354,34 @@ def answer_questions(model, readings: list[Reading], end: int, limits: list[int]
             input_ids=ids[:, None],
             position_ids=(starts[active] + step - 1)[:, None],
             attention_mask=pad(sees[active], (0, step), value=1).bool()[:, None, None],
-            past_key_values=own,
+            past_key_values=cache,
             articles=articles,
         )
         ids = logits[:, -1].argmax(-1).cpu()
     return answers
 
 
+def _split_caches(readings, places, owner, lengths) -> tuple[DynamicCache, Articles]:
+    """The keys and values of the questions, a row each without its reference, and of the articles.
+
+    places: [B, longest question], in the row of the question's article; owner: [B], its number.
+    """
+    cache, keys, values = DynamicCache(), [], []
+    for layer in range(len(readings[0].cache.layers)):
+        parts = []
+        for name, kept in (("keys", keys), ("values", values)):
+            rows = [getattr(r.cache.layers[layer], name)[0].transpose(0, 1) for r in readings]
+            questions = [row[places[owner == i]].transpose(1, 2) for i, row in enumerate(rows)]
+            parts.append(torch.cat(questions))
+            prefixes = [row[:length] for row, length in zip(rows, lengths, strict=True)]
+            kept.append(pad_sequence(prefixes, batch_first=True).transpose(1, 2).contiguous())
+        cache.update(*parts, layer)
+        for reading in readings:
+            reading.cache.layers[layer].keys = reading.cache.layers[layer].values = None
+    padding = torch.arange(lengths.max())[None] >= lengths[:, None]
+    return cache, Articles(keys, values, padding[:, None, None].to(keys[0].device))
+
+
 def _logits(model, **inputs) -> torch.Tensor:
-    inputs = {key: value.to(model.device) if torch.is_tensor(value) else value for key, value in inputs.items()}
+    inputs = {k: v.to(model.device) if torch.is_tensor(v) else v for k, v in inputs.items()}
     return model(**inputs).logits

@@ -1,32 +1,13 @@
-"""results.json: what it must hold, and the tables and sentences that are made from it.
+"""The tables and sentences that are made from results.json.
 
-The notebook and README show these figures through this file, so neither can say what the run did not measure.
+The notebook and README show these figures through this file, so neither can say what the run did
+not measure.
 """
 
-import json
 import re
 from pathlib import Path
 
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import best_match
-
-SCHEMA = Path(__file__).with_name("results.schema.json")
-
-
-def check_results(results: dict) -> dict:
-    """`results` as they are; ValueError names the field that results.schema.json does not know, misses or refuses."""
-    try:
-        plain = json.loads(json.dumps(results, allow_nan=False))
-    except ValueError as error:
-        raise ValueError(f"results.json: found NaN or infinity, need a number or None. {error}.") from error
-    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
-    if error := best_match(Draft202012Validator(schema).iter_errors(plain)):
-        need = "Correct the value, or describe the new field in bmwqa/results.schema.json."
-        raise ValueError(f"results.json, {error.json_path}: {error.message[:300]}. {need}")
-    return results
-
-
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Tables, as rows of strings
 
 NAMES = {"rule_made": "rule-made", "benchmark": "benchmark", "lora_merged": "lora, merged"}
@@ -53,17 +34,21 @@ def with_interval(figure: dict, key: str = "mean", form: str = ".2f") -> str:
 
 
 def score_rows(results: dict) -> list[dict[str, str]]:
-    """A row a variant: perplexity and F1 of each slice, and the share of answers that stopped by themselves."""
-    part, rows = results["headline"], []
+    """A row per variant: perplexity and F1 of each slice, and the share of answers that stopped."""
+    rows = []
     for variant, slices in results["variants"].items():
-        cells = {f"perplexity, {NAMES[name]}": with_interval(found["perplexity"]) for name, found in slices.items()}
-        cells |= {f"token F1, {NAMES[name]}": with_interval(found["f1"]) for name, found in slices.items()}
-        rows.append({"model": variant} | cells | {f"stopped, {NAMES[part]}": with_interval(slices[part]["stopped"])})
+        row = {"model": variant}
+        for score, title in (("perplexity", "perplexity"), ("f1", "token F1")):
+            for name, scores in slices.items():
+                row[f"{title}, {NAMES[name]}"] = with_interval(scores[score])
+        headline = results["headline"]
+        row[f"stopped, {NAMES[headline]}"] = with_interval(slices[headline]["stopped"])
+        rows.append(row)
     return rows
 
 
 def pair_rows(differences: list[dict]) -> list[dict[str, str]]:
-    """A row a paired difference in F1."""
+    """A row per paired difference in F1."""
     return [
         {
             "questions": NAMES[row["slice"]],
@@ -80,40 +65,33 @@ def pair_rows(differences: list[dict]) -> list[dict[str, str]]:
 
 
 def control_rows(results: dict) -> list[dict[str, str]]:
-    """A row a context in which the full variant was asked the answerable questions."""
-    columns = {
-        "f1": "token F1",
-        "exact_match": "exact match",
-        "declined": "declined",
-        "perplexity": "perplexity",
-    }
+    """A row per context in which the full variant was asked the answerable questions."""
+    titles = {"f1": "token F1", "exact_match": "exact match", "declined_wrongly": "declined"}
+    titles |= {"perplexity": "perplexity"}
     return [
-        {"asked with": CONTEXTS[name]} | {title: with_interval(found[score]) for score, title in columns.items()}
-        for name, found in results["controls"]["conditions"].items()
+        {"asked with": CONTEXTS[name]}
+        | {title: with_interval(scores[score]) for score, title in titles.items()}
+        for name, scores in results["controls"]["conditions"].items()
     ]
 
 
 def trade_off_rows(results: dict) -> list[dict[str, str]]:
-    """A row a variant, and one for LoRA merged into its base: what it costs, and what it gives on the headline slice.
+    """A row per variant: what it costs, and its F1 on the headline's questions.
 
-    Merged, LoRA answers as beside its base (tests/test_models.py), so it is not scored again.
+    LoRA merged into its base answers as beside it (tests/test_models.py): it is not scored again.
     """
     rows = []
     for variant, cost in results["trade_off"]["variants"].items():
         scores = results["variants"].get(variant, {}).get(results["headline"])
-        rows.append(
-            {
-                "model": NAMES.get(variant, variant),
-                "trained parameters": format_number(cost["trainable_parameters"], ",d"),
-                "s a step": format_number(cost["seconds_a_step"]),
-                "peak GB in training": format_number(cost["peak_memory_gb"], ".1f"),
-                "MB on disk": format_number(cost["weights_mb"], ",.1f"),
-                "s to first token": format_number(cost["first_token_seconds"]),
-                "tokens a second": format_number(cost["tokens_per_second"], ".1f"),
-                "perplexity": with_interval(scores["perplexity"]) if scores else "as lora",
-                "token F1": with_interval(scores["f1"]) if scores else "as lora",
-            }
-        )
+        pace = format_number(cost["seconds_per_step"], ".1f")
+        row = {"model": NAMES.get(variant, variant)}
+        row["trained parameters"] = format_number(cost["trainable_parameters"], ",d")
+        row["s per step / peak GB"] = f"{pace} / {format_number(cost['peak_memory_gb'], '.1f')}"
+        row["MB on disk"] = format_number(cost["weights_mb"], ",.1f")
+        row["s to first token"] = format_number(cost["first_token_seconds"])
+        row["tokens per second"] = format_number(cost["tokens_per_second"], ".1f")
+        row["token F1"] = with_interval(scores["f1"]) if scores else "as lora"
+        rows.append(row)
     return rows
 
 
@@ -124,21 +102,28 @@ def markdown_table(rows: list[dict[str, str]]) -> str:
 
 
 def page_with(path: Path, name: str, section: str) -> str:
-    """The page at `path` with `section` between its comments `<!-- name: … -->` and `<!-- /name -->`."""
+    """The text of `path` with `section` between `<!-- name: … -->` and `<!-- /name -->`."""
     pattern = re.compile(rf"(<!-- {name}: .*? -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-    text, count = pattern.subn(lambda match: f"{match[1]}{section}\n{match[2]}", path.read_text(encoding="utf-8"))
+    old = path.read_text(encoding="utf-8")
+    text, count = pattern.subn(lambda match: f"{match[1]}{section}\n{match[2]}", old)
     if count != 1:
-        raise ValueError(f"{path}: found {count} places for {name!r}, need one. Restore its two comments.")
+        raise ValueError(
+            f"{path}: found {count} places for {name!r}, need one. Restore its two comments."
+        )
     return text
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The verdict, in sentences
 
 
 def find_pair(results: dict, one: str, other: str) -> dict:
-    """The paired difference one - other in F1 on the headline slice, turned round if results.json has other - one."""
-    rows = {row["pair"]: row for row in results["differences"] if row["slice"] == results["headline"]}
+    """The paired difference one - other in F1 on the headline's questions.
+
+    It is turned round where results.json has other - one.
+    """
+    headline = results["headline"]
+    rows = {row["pair"]: row for row in results["differences"] if row["slice"] == headline}
     if row := rows.get(f"{one} - {other}"):
         return row
     row = rows[f"{other} - {one}"]
@@ -147,64 +132,60 @@ def find_pair(results: dict, one: str, other: str) -> dict:
 
 
 def verdict(results: dict) -> list[str]:
-    """What someone who must choose a model needs to know, a sentence or two each: best, price, smaller, controls.
+    """What someone who must choose a model needs to know: best, price, smaller, controls.
 
-    "Best" is the highest mean F1 on the headline slice; it is compared with the next by the paired difference, which
-    is "shown" as in `scores.paired_table`. Of equals, the first in the order of the variants is the better one.
+    "Best" is the highest mean F1 on the headline's questions, the first variant among equals. It is
+    compared with the next one by the paired difference, "shown" as in `scores.paired_table`.
     """
-    f1 = {variant: slices[results["headline"]]["f1"] for variant, slices in results["variants"].items()}
+    headline, variants = results["headline"], results["variants"]
+    f1 = {variant: slices[headline]["f1"] for variant, slices in variants.items()}
     best, second = sorted(f1, key=lambda variant: f1[variant]["mean"], reverse=True)[:2]
-    asked, first, then = (
-        NAMES[results["headline"]],
-        with_interval(f1[best]),
-        with_interval(f1[second]),
-    )
     return [
-        f"Best is **{best}**, with a token F1 of {first} on the {asked} questions; next is {second}, with {then}. "
-        + _gap(find_pair(results, best, second)),
+        f"Best is **{best}**, with a token F1 of {with_interval(f1[best])} on the "
+        f"{NAMES[headline]} questions; next is {second}, with {with_interval(f1[second])}. "
+        f"{_gap(find_pair(results, best, second), 'The difference')}",
         f"The price: {_price(results, best)}; {_price(results, second)}.",
         _smaller(results),
         _controls(results),
     ]
 
 
-def _gap(row: dict, what: str = "The difference") -> str:
-    plain = row["p_holm"] is None
-    p = f"p {format_number(row['p' if plain else 'p_holm'], '.2g')}{'' if plain else ' after Holm'}"
-    found = f"{what}, {with_interval(row, 'difference', '+.2f')}, is {'' if row['shown'] else 'not '}shown ({p})"
+def _gap(row: dict, name: str) -> str:
+    p = f"p {format_number(row['p'], '.2g')}"
+    if row["p_holm"] is not None:
+        p = f"p {format_number(row['p_holm'], '.2g')} after Holm"
+    shown = "shown" if row["shown"] else "not shown"
+    sentence = f"{name}, {with_interval(row, 'difference', '+.2f')}, is {shown} ({p})"
     if row["shown"] or row["smallest_detectable"] is None:
-        return f"{found}."
-    return (
-        f"{found}; an evaluation of this size finds {format_number(row['smallest_detectable'])} in four of five cases."
-    )
+        return f"{sentence}."
+    smallest = format_number(row["smallest_detectable"])
+    return f"{sentence}; an evaluation of this size shows {smallest} in four of five cases."
 
 
 def _price(results: dict, variant: str) -> str:
-    cost = results["trade_off"]["variants"][variant]
-    trained = "nothing trained"
+    cost, trained = results["trade_off"]["variants"][variant], "nothing trained"
     if cost["trainable_parameters"] is not None:
-        pace = f"{format_number(cost['seconds_a_step'])} s a step, {format_number(cost['peak_memory_gb'], '.1f')} GB"
-        trained = f"{cost['trainable_parameters']:,} parameters trained ({pace})"
-    disk, rate = (
-        format_number(cost["weights_mb"], ",.1f"),
-        format_number(cost["tokens_per_second"], ".1f"),
-    )
-    return f"{variant}, {trained}, {disk} MB on disk, {rate} tokens a second"
+        pace = f"{format_number(cost['seconds_per_step'])} s per step"
+        memory = f"{format_number(cost['peak_memory_gb'], '.1f')} GB"
+        trained = f"{cost['trainable_parameters']:,} parameters trained ({pace}, {memory})"
+    disk = format_number(cost["weights_mb"], ",.1f")
+    rate = format_number(cost["tokens_per_second"], ".1f")
+    return f"{variant}, {trained}, {disk} MB on disk, {rate} tokens per second"
 
 
 def _smaller(results: dict) -> str:
-    found = []
+    clauses = []
     for other in ("full", "base"):
         row = find_pair(results, "pruned", other)
-        word = (
-            ("better than" if row["difference"] > 0 else "worse than") if row["shown"] else "not shown to differ from"
-        )
-        found.append(f"{word} {other} ({with_interval(row, 'difference', '+.2f')})")
+        better = "better than" if row["difference"] > 0 else "worse than"
+        word = better if row["shown"] else "not shown to differ from"
+        clauses.append(f"{word} {other} ({with_interval(row, 'difference', '+.2f')})")
     costs = results["trade_off"]["variants"]
-    disk, rate = (costs["pruned"][key] / costs["full"][key] for key in ("weights_mb", "tokens_per_second"))
+    disk = costs["pruned"]["weights_mb"] / costs["full"]["weights_mb"]
+    rate = costs["pruned"]["tokens_per_second"] / costs["full"]["tokens_per_second"]
     removed = len(results["training"]["pruned"]["layers_removed"])
     return (
-        f"The smaller model, pruned (layers removed: {removed}), is {' and '.join(found)} in F1; "
+        f"The smaller model, pruned (layers removed: {removed}), is {' and '.join(clauses)} in F1; "
         f"it takes {disk:.2f} of full's disk and writes {rate:.2f} times as fast."
     )
 
@@ -213,8 +194,9 @@ def _controls(results: dict) -> str:
     controls = results["controls"]
     if not controls["differences"]:
         return "No control was asked: no question has an answer."
-    found = ", ".join(
-        f"{with_interval(scores['f1'])} with {CONTEXTS[name]}" for name, scores in controls["conditions"].items()
+    scores = ", ".join(
+        f"{with_interval(scores['f1'])} with {CONTEXTS[name]}"
+        for name, scores in controls["conditions"].items()
     )
     gap = _gap(controls["differences"][0], "What its own article adds")
-    return f"The controls, full's F1 on answerable questions: {found}. {gap}"
+    return f"The controls, full's F1 on answerable questions: {scores}. {gap}"

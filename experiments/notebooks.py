@@ -1,8 +1,8 @@
-"""Run the notebooks: `python -m experiments.notebooks run|evaluate|refresh [-f FILE] [-p NAME VALUE] …`.
+"""Run the notebooks: `python -m experiments.notebooks run|evaluate|refresh [-f FILE] [-p NAME VALUE]`.
 
 run       pairs and training, the notebooks' copies with their outputs in runs/
 evaluate  of training.ipynb the parameters and the cells under "Evaluation" alone
-refresh   all notebooks in place, their outputs as they are committed, and results.json and README's tables from them
+refresh   all notebooks in place, as they are committed; results.json and README's tables from them
 """
 
 import argparse
@@ -21,7 +21,7 @@ from PIL import Image
 from bmwqa.corpus import ROOT, read_json
 from experiments.tables import write_pages
 
-# a thread that waits for the others sleeps: where something else runs on its core, one that spins costs tenfold
+# waiting threads sleep: one that spins costs tenfold where something else runs on its core
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 RUNS = ROOT / "runs"
@@ -45,7 +45,8 @@ def execute(notebook: Path, output: Path, parameters: dict) -> None:
             coalesce_streams=True,
         )
     except papermill.PapermillExecutionError as error:
-        sys.exit(f"\n{notebook.name}, cell {error.exec_count}: {error.ename}: {error.evalue}\nAll of it: {output}")
+        place = f"{notebook.name}, cell {error.exec_count}"
+        sys.exit(f"\n{place}: {error.ename}: {error.evalue}\nAll of it: {output}")
 
 
 def read_parameters(path: Path) -> dict:
@@ -55,27 +56,28 @@ def read_parameters(path: Path) -> dict:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         sys.exit(f"{path} cannot be read as YAML ({error}). Correct it, or leave -f out.")
     if not isinstance(parameters, dict):
-        sys.exit(f"{path}: found {type(parameters).__name__}, need lines NAME: VALUE. See experiments/original.yaml.")
+        got = type(parameters).__name__
+        sys.exit(f"{path}: found {got}, need lines NAME: VALUE. See experiments/original.yaml.")
     return parameters
 
 
 def check_names(parameters: dict, notebooks: list[Path]) -> None:
     known = {name for notebook in notebooks for name in papermill.inspect_notebook(str(notebook))}
     if unknown := sorted(set(parameters) - known):
-        sys.exit(f"No notebook has the parameter {unknown[0]}. There are: {', '.join(sorted(known))}.")
+        there = ", ".join(sorted(known))
+        sys.exit(f"No notebook has the parameter {unknown[0]}. There are: {there}.")
 
 
-def evaluation_start(notebook: nbformat.NotebookNode) -> int:
-    """The number of the cell with the heading "Evaluation"."""
-    return next(i for i, cell in enumerate(notebook.cells) if cell.source.startswith("## Evaluation"))
+def tagged(notebook: nbformat.NotebookNode, tag: str) -> int:
+    """The number of the cell with a tag."""
+    return next(i for i, c in enumerate(notebook.cells) if tag in c.metadata.get("tags", []))
 
 
 def evaluation_only() -> Path:
-    """A copy of training.ipynb with its parameters and what stands under the heading "Evaluation"."""
+    """A copy of training.ipynb with its parameters and all from the cell "evaluation" on."""
     notebook = nbformat.read(TRAINING, as_version=4)
-    start = evaluation_start(notebook)
-    parameters = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    notebook.cells = parameters + notebook.cells[start:]
+    parameters = notebook.cells[tagged(notebook, "parameters")]
+    notebook.cells = [parameters, *notebook.cells[tagged(notebook, "evaluation") :]]
     path = RUNS / "evaluation.ipynb"
     path.parent.mkdir(exist_ok=True)
     nbformat.write(notebook, path)
@@ -83,7 +85,7 @@ def evaluation_only() -> Path:
 
 
 def strip(path: Path) -> None:
-    """Take times, paths and papermill's notes out of a notebook that is to be committed; plots get a palette."""
+    """Take times, paths and papermill's notes out of a notebook; give its plots a palette."""
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -99,7 +101,7 @@ def strip(path: Path) -> None:
 
 
 def with_palette(png: str) -> str:
-    """A PNG in base64 with 128 colours, about a third of its size: plots have few, and notebooks are to stay small."""
+    """A PNG in base64 with 128 colours: a third of its size, and plots have few colours."""
     image, small = Image.open(io.BytesIO(base64.b64decode(png))), io.BytesIO()
     image.convert("RGB").quantize(128).save(small, "PNG", optimize=True)
     return base64.b64encode(small.getvalue()).decode()
@@ -113,22 +115,30 @@ def closing_words(results: dict) -> None:
     print("Files: " + ", ".join(results["files"]))
 
 
+def read_options() -> tuple[str, dict]:
+    """What to do, and the parameters from the file and from the options; -p goes before -f."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser.add_argument("what", choices=["run", "evaluate", "refresh"])
+    pairs = {"dest": "parameters", "nargs": 2, "action": "append", "default": []}
+    parser.add_argument("-p", **pairs, metavar=("NAME", "VALUE"))
+    parser.add_argument("-f", dest="file", type=Path, metavar="FILE", help="parameters in YAML")
+    options = parser.parse_args()
+    parameters = read_parameters(options.file) if options.file else {}
+    return options.what, parameters | {n: yaml.safe_load(v) for n, v in options.parameters}
+
+
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("what", choices=["run", "evaluate", "refresh"])
-    arguments.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
-    arguments.add_argument("-f", dest="file", type=Path, metavar="FILE", help="parameters in YAML; -p goes before them")
-    arguments = arguments.parse_args()
-    parameters = read_parameters(arguments.file) if arguments.file else {}
-    parameters |= {name: yaml.safe_load(value) for name, value in arguments.parameters}
+    what, parameters = read_options()
     check_names(parameters, [PAIRS, TRAINING])
     out_dir = ROOT / parameters.get("OUT_DIR", ".")
-    if arguments.what == "evaluate":
+    if what == "evaluate":
         execute(evaluation_only(), RUNS / "evaluation.ipynb", parameters)
-    for notebook in [PAIRS, TRAINING] if arguments.what != "evaluate" else []:
-        output = RUNS / notebook.name if arguments.what == "run" else notebook
-        execute(notebook, output, parameters)
-    if arguments.what == "refresh":
+    else:
+        for notebook in (PAIRS, TRAINING):
+            output = RUNS / notebook.name if what == "run" else notebook
+            execute(notebook, output, parameters)
+    if what == "refresh":
         for notebook in (PAIRS, TRAINING):
             strip(notebook)
         for name in ("results.json", "eval_generations.jsonl"):

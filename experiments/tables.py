@@ -1,8 +1,10 @@
-"""The pages that show the committed run, README.md and experiments/README.md: `python -m experiments.tables`.
+"""Both pages that show the committed run, from its files: `python -m experiments.tables`.
 
-Every figure comes from results.json and eval_generations.jsonl beside this file, and tests/test_readme.py checks it.
+Every figure comes from results.json and eval_generations.jsonl beside this file;
+tests/test_readme.py checks it.
 """
 
+import matplotlib
 import pandas as pd
 
 from bmwqa.corpus import ROOT, article_context, load_articles, read_json, read_jsonl, write_text
@@ -15,7 +17,10 @@ from bmwqa.report import (
     verdict,
     with_interval,
 )
-from bmwqa.scores import answer_line, interval, score_records
+from bmwqa.scores import answer_line, token_f1
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
 
 HERE = ROOT / "experiments"
 FRONT, PAGE = ROOT / "README.md", HERE / "README.md"
@@ -23,82 +28,79 @@ SHOWN = ("base", "full", "lora")
 
 
 def front_section(results: dict, lines: list[dict]) -> str:
-    """README's part: one question with three answers, what the run was, and a table of five columns."""
-    asked = [line for line in lines if line["slice"] == results["headline"]]
-    articles = len({line["article_id"] for line in asked})
+    """README's part: one question with three answers, what the run was, a table, a plot."""
+    benchmark = [line for line in lines if line["slice"] == results["headline"]]
+    articles = len({line["article_id"] for line in benchmark})
+    machine, settings = results["machine"], results["settings"]
     return "\n".join(
         [
-            *example(asked),
+            *example(benchmark),
             "",
-            f"The committed run: {results['model']['name']}, {results['settings']['max_steps']} steps of one article, "
-            f"on {results['machine']['threads']} threads of {results['machine']['processor']}; {len(asked)} benchmark "
-            f"questions on {articles} articles that nobody trained on, with 95 % intervals. One seed.",
+            f"The committed run: {results['model']['name']}, {settings['max_steps']} steps of one "
+            f"article, on {machine['threads']} threads of {machine['processor']}; "
+            f"{len(benchmark)} benchmark questions on {articles} articles that nobody trained on, "
+            "with 95 % intervals. One seed.",
             "",
-            markdown_table(headline_rows(results, asked)),
+            markdown_table(headline_rows(results)),
             "",
             "![Exact match and token F1](experiments/results.png)",
         ]
     )
 
 
-def example(asked: list[dict]) -> list[str]:
-    """The question that full answers better than base by the largest F1, the first of several, and what they wrote."""
-    f1 = score_records(asked, {line["article_id"]: "" for line in asked}, ["base", "full"])
-    f1 = f1.pivot(index="question_id", columns="variant", values="f1")
-    gain = (f1["full"] - f1["base"]).reindex([line["question_id"] for line in asked])
-    line = next(line for line in asked if line["question_id"] == gain.idxmax())
-    article = next(a for a in load_articles(ROOT / "data/sample/eval") if a["id"] == line["article_id"])
-    answers = [(name, " ".join(line[name]["answer"].split())[:140].replace("`", "'")) for name in SHOWN]
+def example(benchmark: list[dict]) -> list[str]:
+    """The first question of a person that full answers exactly and base does not, with answers."""
+
+    def best_f1(line: dict, variant: str) -> float:
+        return max(token_f1(line[variant]["answer"], text) for text in line["references"])
+
+    spans = [line for line in benchmark if line["kind"] not in ("yes_no", "unanswerable")]
+    line = max(spans, key=lambda line: best_f1(line, "full") - best_f1(line, "base"))
+    articles = {article["id"]: article for article in load_articles(ROOT / "data/sample/eval")}
+    article = articles[line["article_id"]]
+    answers = {name: " ".join(line[name]["answer"].split())[:140] for name in SHOWN}
     return [
         "```text",
         f"{article['title']}",
         f"[…] {answer_line(article_context(article), line['references'], line['kind'])} […]",
         "",
         f"{line['question']}",
-        *(f"  {name:<6}{answer}" for name, answer in answers),
+        *(f"  {name:<6}{answer}".replace("`", "'") for name, answer in answers.items()),
         "```",
     ]
 
 
-def headline_rows(results: dict, asked: list[dict]) -> list[dict[str, str]]:
-    """A row for each variant: exact match, F1, yes/no, and what it declined, of the headline's questions."""
+def headline_rows(results: dict) -> list[dict[str, str]]:
+    """A row per variant: exact match, F1, yes/no, and what it declined, of the headline."""
     rows = []
     for variant, slices in results["variants"].items():
-        scores, declined = slices[results["headline"]], declined_shares(asked, variant)
-        row = {"model": variant, "exact match": with_interval(scores["exact_match"])}
-        row |= {
-            "token F1": with_interval(scores["f1"]),
-            "yes/no right": with_interval(scores["yes_no"]),
-        }
-        rows.append(row | {"declined, rightly / wrongly": " / ".join(map(with_interval, declined))})
+        cells = {name: with_interval(row) for name, row in slices[results["headline"]].items()}
+        row = {"model": variant, "exact match": cells["exact_match"], "token F1": cells["f1"]}
+        declined = f"{cells['declined_rightly']} / {cells['declined_wrongly']}"
+        row |= {"yes/no right": cells["yes_no"], "declined, rightly / wrongly": declined}
+        rows.append(row)
     return rows
-
-
-def declined_shares(asked: list[dict], variant: str) -> tuple[dict, dict]:
-    """The shares, with intervals, of unanswerable and of answerable questions that a variant declines."""
-    scores = score_records(asked, {line["article_id"]: "" for line in asked}, [variant])
-    none = scores["kind"] == "unanswerable"
-    right, wrong = (scores[none], scores[~none])
-    return interval(right["declined"], right["article_id"]), interval(wrong["declined"], wrong["article_id"])
 
 
 def results_section(results: dict) -> str:
     """The verdict and two tables with their 95 % intervals, from results.json and nothing else."""
-    seconds = {name: training["seconds_a_step"] for name, training in results["training"].items()}
-    pace = ", ".join(f"{name} {format_number(value, '.1f')}" for name, value in seconds.items())
+    training = results["training"].items()
+    pace = ", ".join(f"{n} {format_number(t['seconds_per_step'], '.1f')}" for n, t in training)
     return "\n".join(
         [
             f"Seconds per step: {pace}; precision: {results['machine']['precision']}",
-            "Rule-made: questions after title, date and first paragraph. Holm corrects p for three comparisons.",
+            "Rule-made: questions after title, date and first paragraph. Holm corrects p for "
+            "three comparisons.",
             "",
             *(f"- {sentence}" for sentence in verdict(results)),
             "",
             markdown_table(score_rows(results)),
             "",
-            "What it costs. The speeds are those of one short answer: base, full and *lora, merged* have the same "
-            "shape and differ by noise. *lora* is the adapter without its base, *lora, merged* with it.",
+            "What it costs. The speeds are those of one short answer: base, full and *lora, "
+            "merged* have the same shape and differ by noise. *lora* is the adapter without its "
+            "base, *lora, merged* with it.",
             "",
-            markdown_table([{k: v for k, v in row.items() if k != "perplexity"} for row in trade_off_rows(results)]),
+            markdown_table(trade_off_rows(results)),
         ]
     )
 
@@ -110,24 +112,21 @@ def pages(results: dict, lines: list[dict]) -> dict:
 
 
 def draw(results: dict) -> None:
-    """Exact match and token F1 of each variant on the headline's questions, with their intervals."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    """Plot exact match and F1 of each variant on the headline's questions, with intervals."""
     table = pd.DataFrame(
-        {"model": variant, "score": name} | slices[results["headline"]][score]
+        {"model": variant, "score": title} | slices[results["headline"]][score]
         for variant, slices in results["variants"].items()
-        for name, score in (("exact match", "exact_match"), ("token F1", "f1"))
+        for title, score in (("exact match", "exact_match"), ("token F1", "f1"))
     )
-    means = table.pivot(index="model", columns="score", values="mean").loc[table["model"].unique()]
-    errors = []
-    for name in means:
-        rows = table[table["score"] == name].set_index("model").loc[means.index]
-        errors.append([rows["mean"] - rows["low"], rows["high"] - rows["mean"]])
-    ax = means.plot.bar(yerr=errors, capsize=2, width=0.8, rot=0, figsize=(7, 3), error_kw={"lw": 0.8}, ylim=(0, 1))
-    ax.set(xlabel="", title=f"Benchmark questions, with 95 % intervals, {results['model']['name']}")
+    models = table["model"].unique()
+    means, low, high = (
+        table.pivot(index="model", columns="score", values=key).loc[models]
+        for key in ("mean", "low", "high")
+    )
+    errors = [[(means - low)[name], (high - means)[name]] for name in means]
+    style = {"capsize": 2, "width": 0.8, "rot": 0, "error_kw": {"lw": 0.8}, "ylim": (0, 1)}
+    ax = means.plot.bar(yerr=errors, figsize=(7, 3), **style)
+    ax.set(xlabel="", title=f"Benchmark, with 95 % intervals, {results['model']['name']}")
     ax.figure.savefig(HERE / "results.png", dpi=100, bbox_inches="tight")
     plt.close(ax.figure)
 

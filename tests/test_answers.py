@@ -4,7 +4,7 @@ import pytest
 from transformers import TextStreamer
 
 import bmwqa_utils as bq
-from bmwqa.answers import answer_speed, generate_answers, pick, stream_answer
+from bmwqa.answers import answer_rows, answer_speed, pick, stream_answer
 from bmwqa.models import load_model, load_tokenizer, weights_mb
 
 CONTEXT, QUESTION = "Munich. A museum opened. <|im_end|>", "Where? <|im_end|>"
@@ -17,8 +17,8 @@ def ask(model, tokenizer, streamer):
 def test_the_streamed_answer_is_that_of_the_evaluation(tiny_model_folder, capsys):
     """With a control token in the article and in the question, which must stay plain text in both."""
     model, tokenizer = load_model(tiny_model_folder), load_tokenizer(tiny_model_folder)
-    row = {"article_id": "T1", "context": CONTEXT, "question": QUESTION}
-    (answer,) = generate_answers(model, tokenizer, [row], max_new_tokens=12)
+    row = {"article_id": "T1", "context": CONTEXT, "question": QUESTION, "answer": "-"}
+    (answer,) = answer_rows(model, tokenizer, [row], 12)
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     ids = ask(model, tokenizer, streamer)
     assert len(ids) == answer["tokens"]
@@ -62,7 +62,13 @@ def test_what_there_is_to_choose_from_is_named():
 def rows_of(*articles):
     about = [("benchmark", "who"), ("benchmark", "unanswerable"), ("rule_made", "title")]
     return [
-        {"article_id": a, "context": f"Text of {a}.", "question": f"{kind}?", "slice": part, "kind": kind}
+        {
+            "article_id": a,
+            "context": f"Text of {a}.",
+            "question": f"{kind}?",
+            "slice": part,
+            "kind": kind,
+        }
         for a in articles
         for part, kind in about
     ]
@@ -74,7 +80,11 @@ def test_controls_ask_answerable_questions_without_their_article_and_with_the_ne
     assert {row["question"] for rows in controls.values() for row in rows} == {"who?"}
     assert {row["prompt"] for row in controls["no_article"]} == {bq.format_prompt("", "who?")}
     assert [row["context_of"] for row in controls["other_article"]] == ["T2", "T3", "T1"]
-    assert [row["context"] for row in controls["other_article"]] == ["Text of T2.", "Text of T3.", "Text of T1."]
+    assert [row["context"] for row in controls["other_article"]] == [
+        "Text of T2.",
+        "Text of T3.",
+        "Text of T1.",
+    ]
     assert controls["other_article"][2]["prompt"] == bq.format_prompt("Text of T1.", "who?")
 
 

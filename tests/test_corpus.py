@@ -24,13 +24,16 @@ def corpus():
 
 @pytest.fixture(scope="module")
 def benchmark():
-    return bq.read_jsonl(bq.ROOT / "data/benchmark.jsonl", ("id", "article_id", "kind", "question", "answers"))
+    return bq.read_jsonl(
+        bq.ROOT / "data/benchmark.jsonl", ("id", "article_id", "kind", "question", "answers")
+    )
 
 
 @pytest.fixture(scope="module")
 def questions(corpus):
     """The written questions; loading proves that every span answer stands in its context word for word."""
-    return load_questions([bq.ROOT / "data/questions/train.jsonl"], {a["id"]: a for a in corpus["train"]})
+    contexts = {article["id"]: article_context(article) for article in corpus["train"]}
+    return load_questions([bq.ROOT / "data/questions/train.jsonl"], contexts)
 
 
 def test_at_least_160_to_train_and_twelve_to_evaluate_all_said_to_be_fiction(corpus):
@@ -43,13 +46,20 @@ def test_at_least_160_to_train_and_twelve_to_evaluate_all_said_to_be_fiction(cor
 def test_no_run_of_twelve_words_stands_in_two_articles(corpus):
     owner = {}
     for article in corpus["train"] + corpus["eval"]:
-        text = re.findall(r"\w+", f"{article['title']}\n{BOILERPLATE.split(article['text'])[0]}".lower())
+        text = re.findall(
+            r"\w+", f"{article['title']}\n{BOILERPLATE.split(article['text'])[0]}".lower()
+        )
         for run in {" ".join(text[i : i + 12]) for i in range(len(text) - 11)}:
-            assert owner.setdefault(run, article["id"]) == article["id"], f"{run!r} in {owner[run]} and {article['id']}"
+            assert owner.setdefault(run, article["id"]) == article["id"], (
+                f"{run!r} in {owner[run]} and {article['id']}"
+            )
 
 
 def test_six_articles_are_longer_than_the_limit_in_qwen_tokens(corpus, qwen_tokenizer):
-    rows = {split: [row for a in articles for row in bq.build_qa_pairs(a)] for split, articles in corpus.items()}
+    rows = {
+        split: [row for a in articles for row in bq.build_qa_pairs(a)]
+        for split, articles in corpus.items()
+    }
     _, dropped = bq.drop_long(rows["train"], qwen_tokenizer)
     assert len({row["article_id"] for row in dropped}) == 6
     assert bq.drop_long(rows["eval"], qwen_tokenizer)[1] == []
@@ -57,7 +67,12 @@ def test_six_articles_are_longer_than_the_limit_in_qwen_tokens(corpus, qwen_toke
 
 def test_the_forms_are_there(corpus):
     articles = corpus["train"]
-    assert Counter(a["category"] for a in articles).keys() >= {"Press Release", "Press Kit", "Speech", "Fact & Figures"}
+    assert Counter(a["category"] for a in articles).keys() >= {
+        "Press Release",
+        "Press Kit",
+        "Speech",
+        "Fact & Figures",
+    }
     assert sum(len(a["text"]) < 600 for a in articles) >= 3
     assert sum("\t" in a["text"] for a in articles) >= 5
     assert sum("please contact:" in a["text"] for a in articles) >= 8
@@ -85,7 +100,9 @@ def test_every_answerable_reference_stands_in_its_article(benchmark, corpus):
 
 
 def test_nothing_of_the_benchmark_is_in_training(benchmark, corpus):
-    assert {article["id"] for article in corpus["train"]}.isdisjoint(line["article_id"] for line in benchmark)
+    assert {article["id"] for article in corpus["train"]}.isdisjoint(
+        line["article_id"] for line in benchmark
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -133,7 +150,9 @@ def test_yes_and_no_are_about_as_many(questions):
 def test_questions_are_asked_in_other_words_than_those_around_the_answer(questions, corpus):
     contexts = {article["id"]: article_context(article) for article in corpus["train"]}
     spans = [line for line in questions if line["kind"] not in ("yes_no", "unanswerable")]
-    shares = [share_in_common(q["question"], q["answers"][0], contexts[q["article_id"]]) for q in spans]
+    shares = [
+        share_in_common(q["question"], q["answers"][0], contexts[q["article_id"]]) for q in spans
+    ]
     shares = [share for share in shares if share is not None]
     assert sum(shares) / len(shares) <= 0.35
     assert sum(share == 0 for share in shares) >= 0.25 * len(shares)

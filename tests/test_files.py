@@ -15,7 +15,10 @@ def write(folder, name, text):
 
 
 def test_articles_come_back_as_written_sorted_by_id(corpus):
-    assert [article["id"] for article in bq.load_articles(corpus / "train")] == ["T0000001EN", "T0000002EN"]
+    assert [article["id"] for article in bq.load_articles(corpus / "train")] == [
+        "T0000001EN",
+        "T0000002EN",
+    ]
 
 
 def test_empty_folder_says_which_notebook_fills_it(tmp_path):
@@ -43,7 +46,11 @@ def test_not_utf8_names_the_file_and_the_byte(corpus):
 
 @pytest.mark.parametrize("key", bq.ARTICLE_KEYS)
 def test_missing_key_names_file_and_key(corpus, article, key):
-    write(corpus / "train", "T0000009EN.json", json.dumps({k: v for k, v in article.items() if k != key}))
+    write(
+        corpus / "train",
+        "T0000009EN.json",
+        json.dumps({k: v for k, v in article.items() if k != key}),
+    )
     with pytest.raises(ValueError, match=rf"T0000009EN\.json: the key '{key}' is missing"):
         bq.load_articles(corpus / "train")
 
@@ -56,7 +63,11 @@ def test_value_of_the_wrong_type_names_the_key(corpus, article):
 
 @pytest.mark.parametrize("date", ["12.05.2025", "2025-13-01", ""])
 def test_a_date_that_is_not_iso_is_refused(corpus, article, date):
-    write(corpus / "train", "T0000009EN.json", json.dumps(article | {"id": "T0000009EN", "date": date}))
+    write(
+        corpus / "train",
+        "T0000009EN.json",
+        json.dumps(article | {"id": "T0000009EN", "date": date}),
+    )
     with pytest.raises(ValueError, match="need an ISO date like 2025-05-12"):
         bq.load_articles(corpus / "train")
 
@@ -99,7 +110,10 @@ def test_rows_without_a_key_and_files_without_rows_are_refused(tmp_path):
 
 
 def test_rows_are_chosen_by_kind_and_a_kind_that_is_not_there_is_named(tmp_path):
-    rows = [{key: kind if key == "kind" else "x" for key in bq.ROW_KEYS} for kind in ("title", "date", "title")]
+    rows = [
+        {key: kind if key == "kind" else "x" for key in bq.ROW_KEYS}
+        for kind in ("title", "date", "title")
+    ]
     bq.write_jsonl(tmp_path / "rows.jsonl", rows)
     assert bq.load_rows(tmp_path / "rows.jsonl", ["title"]) == [rows[0], rows[2]]
     assert bq.load_rows(tmp_path / "rows.jsonl") == rows

@@ -7,13 +7,31 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from bmwqa.answers import Stamps, perplexity, stream_answer
-from bmwqa.models import EMBEDDED, load_model, load_tokenizer, resolve_model, save_finished, short_name, weights_mb
-from bmwqa.run import choose_precision
+from bmwqa.answers import Stamps, answer_rows, stream_answer
+from bmwqa.models import (
+    EMBEDDED,
+    load_model,
+    load_tokenizer,
+    resolve_model,
+    save_finished,
+    short_name,
+    weights_mb,
+)
+from bmwqa.machine import choose_precision
 
 ROWS = [
-    {"article_id": "T1", "context": "Munich. A museum opened.", "question": "Where?", "answer": "Munich"},
-    {"article_id": "T1", "context": "Munich. A museum opened.", "question": "What opened?", "answer": "A museum"},
+    {
+        "article_id": "T1",
+        "context": "Munich. A museum opened.",
+        "question": "Where?",
+        "answer": "Munich",
+    },
+    {
+        "article_id": "T1",
+        "context": "Munich. A museum opened.",
+        "question": "What opened?",
+        "answer": "A museum",
+    },
 ]
 
 
@@ -42,7 +60,10 @@ def test_offline_the_embedded_model_steps_in_and_says_why(offline):
 
 
 def test_offline_without_a_stand_in_names_both_ways_out(offline):
-    with pytest.raises(ValueError, match="the hub cannot be reached.* 'smollm2-135m' or to the path of a local model"):
+    with pytest.raises(
+        ValueError,
+        match="the hub cannot be reached.* 'smollm2-135m' or to the path of a local model",
+    ):
         resolve_model("Qwen/Qwen2.5-0.5B", "060db64", None)
 
 
@@ -76,7 +97,8 @@ def test_a_half_written_checkpoint_is_named(tmp_path, tiny_model_folder, damage)
     else:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(
-        ValueError, match="broken holds no whole model .* Delete the folder; then train, or fetch, it again"
+        ValueError,
+        match="broken holds no whole model .* Delete it; then train or fetch it again",
     ):
         load_model(folder)
 
@@ -104,16 +126,25 @@ def test_a_save_that_fails_leaves_the_old_model(tmp_path, tiny_model_folder, mon
 
 
 def test_a_finished_model_is_safetensors_and_json_only(tiny_model_folder):
-    assert {path.suffix for path in tiny_model_folder.iterdir()} <= {".safetensors", ".json", ".jinja", ".txt"}
+    assert {path.suffix for path in tiny_model_folder.iterdir()} <= {
+        ".safetensors",
+        ".json",
+        ".jinja",
+        ".txt",
+    }
+
+
+def nll(model, tokenizer):
+    return sum(row["nll"] for row in answer_rows(model, tokenizer, ROWS, 0))
 
 
 def test_the_base_is_the_base_after_an_adapter_was_loaded(tmp_path, tiny_model_folder):
     """PEFT changes a base model in place (peft #940): each variant must come from disk."""
     tokenizer = load_tokenizer(tiny_model_folder)
-    before = perplexity(load_model(tiny_model_folder), tokenizer, ROWS)["perplexity"]
+    before = nll(load_model(tiny_model_folder), tokenizer)
     train_adapter(tmp_path / "lora", tiny_model_folder)
-    adapted = perplexity(load_model(tmp_path / "lora"), tokenizer, ROWS)["perplexity"]
-    after = perplexity(load_model(tiny_model_folder), tokenizer, ROWS)["perplexity"]
+    adapted = nll(load_model(tmp_path / "lora"), tokenizer)
+    after = nll(load_model(tiny_model_folder), tokenizer)
     assert before == after != adapted
 
 
@@ -129,23 +160,20 @@ def test_merged_the_adapter_answers_exactly_as_beside_its_base(tmp_path, tiny_mo
     tokenizer = load_tokenizer(tiny_model_folder)
 
     def answers(model):
-        return [stream_answer(model, tokenizer, row["context"], row["question"], 12, Stamps()) for row in ROWS]
+        return [
+            stream_answer(model, tokenizer, row["context"], row["question"], 12, Stamps())
+            for row in ROWS
+        ]
 
     model = load_model(tmp_path / "lora")
-    beside, loss = answers(model), perplexity(model, tokenizer, ROWS)["nll"]
+    beside, loss = answers(model), nll(model, tokenizer)
     merged = load_model(tmp_path / "lora", merge=True)
     assert answers(merged) == beside != answers(load_model(tiny_model_folder))
     merged.save_pretrained(tmp_path / "merged")
     from_disk = load_model(tmp_path / "merged")
     assert answers(from_disk) == beside
-    assert perplexity(from_disk, tokenizer, ROWS)["nll"] == pytest.approx(loss, rel=1e-5)
+    assert nll(from_disk, tokenizer) == pytest.approx(loss, rel=1e-5)
     assert weights_mb(tmp_path / "lora") < weights_mb(tmp_path / "merged")
-
-
-@pytest.mark.parametrize("wanted", ["fp16", "", None])
-def test_an_unknown_precision_is_refused(wanted):
-    with pytest.raises(ValueError, match='need "auto", "bf16" or "fp32"'):
-        choose_precision(wanted)
 
 
 def test_precision_says_which_and_why():

@@ -19,7 +19,7 @@ from transformers import Trainer, TrainingArguments
 import bmwqa_utils as bq
 from bmwqa.models import load_model, load_tokenizer
 from bmwqa.one_pass import answer_loss, share_prefix
-from experiments.notebooks import evaluation_start
+from experiments.notebooks import tagged
 
 NAMES = ["data_extraction.ipynb", "data_processing_prompt.ipynb", "training.ipynb"]
 NOTEBOOKS = [nbformat.read(bq.ROOT / name, as_version=4) for name in NAMES]
@@ -46,7 +46,11 @@ def parameters(notebook):
 
 
 def definitions(source):
-    return {node.name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    return {
+        node.name
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    }
 
 
 @each
@@ -65,16 +69,25 @@ LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 @pytest.mark.skipif(
-    not LARGE_PAGES.exists() or "[madvise]" not in LARGE_PAGES.read_text(), reason="the kernel gives none on request"
+    not LARGE_PAGES.exists() or "[madvise]" not in LARGE_PAGES.read_text(),
+    reason="the kernel gives none on request",
 )
 @pytest.mark.parametrize("part", [0, 1], ids=["training", "evaluation"])
 def test_the_imports_of_a_fresh_kernel_turn_on_large_pages(part):
     """peft and the Trainer make a tensor when they are imported, and torch reads its switch only once."""
     cell = [cell for cell in code(NOTEBOOKS[2]) if "import bmwqa_utils" in cell.source][part]
-    imports = [node for node in ast.parse(cell.source).body if isinstance(node, ast.Import | ast.ImportFrom)]
-    probe = "import torch; kept = torch.ones(30_000_000); print(open('/proc/self/smaps_rollup').read())"
+    imports = [
+        node
+        for node in ast.parse(cell.source).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    probe = (
+        "import torch; kept = torch.ones(30_000_000); print(open('/proc/self/smaps_rollup').read())"
+    )
     source = "\n".join([*map(ast.unparse, imports), probe])
-    ran = subprocess.run([sys.executable, "-c", source], cwd=bq.ROOT, capture_output=True, text=True, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", source], cwd=bq.ROOT, capture_output=True, text=True, check=True
+    )
     assert int(re.search(r"AnonHugePages: +(\d+) kB", ran.stdout)[1]) > 100_000
 
 
@@ -113,6 +126,7 @@ def test_committed_as_one_clean_run(notebook):
             assert output.get("name") != "stderr", output.text
         text = "".join(output.get("text", "") for output in cell.outputs)
         assert len(text.splitlines()) <= 30, cell.source
+        assert len(cell.source.splitlines()) <= 25, cell.source
     assert any("image/png" in output.get("data", {}) for cell in cells for output in cell.outputs)
 
 
@@ -137,7 +151,9 @@ def test_every_decimal_in_the_prose_comes_from_an_output(notebook):
     shown = output_text(notebook) + "\n".join(cell.source for cell in code(notebook))
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            prose = re.sub(r"`[^`]*`|\]\([^)]*\)|[A-Za-z]+\d+\.\d+\S*|^#+ .*", "", cell.source, flags=re.M)
+            prose = re.sub(
+                r"`[^`]*`|\]\([^)]*\)|[A-Za-z]+\d+\.\d+\S*|^#+ .*", "", cell.source, flags=re.M
+            )
             for number in re.findall(r"\d+\.\d+", prose):
                 assert number in shown, f"{number} in: {cell.source}"
 
@@ -147,11 +163,14 @@ def test_nothing_is_defined_twice():
     modules = [*bq.ROOT.glob("*.py"), *bq.ROOT.glob("bmwqa/*.py")]
     sources = {path.name: path.read_text(encoding="utf-8") for path in modules}
     sources |= {
-        name: "\n".join(cell.source for cell in code(notebook)) for name, notebook in zip(NAMES, NOTEBOOKS, strict=True)
+        name: "\n".join(cell.source for cell in code(notebook))
+        for name, notebook in zip(NAMES, NOTEBOOKS, strict=True)
     }
     for name, source in sources.items():
         for defined in definitions(source) - {"__init__", "__enter__", "__exit__"}:
-            assert owners.setdefault(defined, name) == name, f"{defined} is in {name} and in {owners[defined]}"
+            assert owners.setdefault(defined, name) == name, (
+                f"{defined} is in {name} and in {owners[defined]}"
+            )
 
 
 def test_keywords_of_the_libraries_exist():
@@ -162,13 +181,12 @@ def test_keywords_of_the_libraries_exist():
         "LoraConfig": inspect.signature(LoraConfig).parameters,
     }
     found = set()
-    for notebook in NOTEBOOKS:
-        for cell in code(notebook):
-            for call in ast.walk(ast.parse(cell.source)):
-                if isinstance(call, ast.Call) and getattr(call.func, "id", "") in known:
-                    found.add(call.func.id)
-                    for keyword in call.keywords:
-                        assert keyword.arg is None or keyword.arg in known[call.func.id], keyword.arg
+    source = (bq.ROOT / "bmwqa" / "run.py").read_text(encoding="utf-8")
+    for call in ast.walk(ast.parse(source)):
+        if isinstance(call, ast.Call) and getattr(call.func, "id", "") in known:
+            found.add(call.func.id)
+            for keyword in call.keywords:
+                assert keyword.arg is None or keyword.arg in known[call.func.id], keyword.arg
     assert found == set(known)
 
 
@@ -177,7 +195,12 @@ def run(name, folder, **parameters):
     output = folder / Path(name).name
     folder.mkdir(exist_ok=True)
     papermill.execute_notebook(
-        str(bq.ROOT / name), str(output), parameters, kernel_name="python3", cwd=str(bq.ROOT), progress_bar=False
+        str(bq.ROOT / name),
+        str(output),
+        parameters,
+        kernel_name="python3",
+        cwd=str(bq.ROOT),
+        progress_bar=False,
     )
     return output_text(nbformat.read(output, as_version=4))
 
@@ -187,7 +210,10 @@ def small_run(tmp_path_factory, tiny_model_folder):
     """Pairs of the sample corpus, then three steps of each training and the whole evaluation, on the tiny model."""
     folder = tmp_path_factory.mktemp("run")
     pairs = run(
-        "data_processing_prompt.ipynb", folder, ARTICLES_DIR="data/sample", PROCESSED_DIR=str(folder / "processed")
+        "data_processing_prompt.ipynb",
+        folder,
+        ARTICLES_DIR="data/sample",
+        PROCESSED_DIR=str(folder / "processed"),
     )
     parameters = dict(
         MODEL=str(tiny_model_folder),
@@ -230,9 +256,11 @@ def test_early_stopping_ends_a_run_that_gets_worse_and_keeps_its_best_model(tmp_
     """The training half alone; at this learning rate the held-out loss soon rises."""
     _, parameters, _, _ = small_run
     notebook = nbformat.read(bq.ROOT / "training.ipynb", as_version=4)
-    notebook.cells = notebook.cells[: evaluation_start(notebook)]
+    notebook.cells = notebook.cells[: tagged(notebook, "evaluation")]
     nbformat.write(notebook, tmp_path / "training.ipynb")
-    changes = dict(OUT_DIR=str(tmp_path), MAX_STEPS=12, EVAL_STEPS=1, EARLY_STOPPING=2, LEARNING_RATE_FULL=0.3)
+    changes = dict(
+        OUT_DIR=str(tmp_path), MAX_STEPS=12, EVAL_STEPS=1, EARLY_STOPPING=2, LEARNING_RATE_FULL=0.3
+    )
     run(str(tmp_path / "training.ipynb"), tmp_path / "out", **parameters | changes)
     training = json.loads((tmp_path / "tiny_full_ft" / "training.json").read_text())
     held_out = [entry["loss"] for entry in training["eval_losses"]]
@@ -240,12 +268,16 @@ def test_early_stopping_ends_a_run_that_gets_worse_and_keeps_its_best_model(tmp_
     assert min(held_out[-2:]) > min(held_out) == held_out[-3]
     tokenizer = load_tokenizer(parameters["MODEL"])
     rows = bq.load_rows(f"{parameters['PROCESSED_DIR']}/train.jsonl", ["title", "date", "about"])
-    watched = bq.group_by_article([row for row in rows if row["article_id"] in training["held_out"]], tokenizer)
+    watched = bq.group_by_article(
+        [row for row in rows if row["article_id"] in training["held_out"]], tokenizer
+    )
     model = load_model(tmp_path / "tiny_full_ft")
     with torch.no_grad():
         batches = [share_prefix(group) for group in watched]
         found = [
-            answer_loss(model(**{key: batch[key] for key in batch.keys() - {"labels"}}), batch["labels"])
+            answer_loss(
+                model(**{key: batch[key] for key in batch.keys() - {"labels"}}), batch["labels"]
+            )
             for batch in batches
         ]
     assert torch.stack(found).mean().item() == pytest.approx(min(held_out), rel=0.02)
@@ -266,8 +298,13 @@ def test_results_hold_what_the_page_shows(small_run):
         for kind, cap in (("about", 4), ("title", 3)):
             assert max(line[variant]["tokens"] for line in lines if line["kind"] == kind) == cap
     controls = [line["controls"] for line in lines if "controls" in line]
-    assert len(controls) == sum(line["slice"] == "benchmark" and line["kind"] != "unanswerable" for line in lines)
-    assert all(control["no_article"]["nll_tokens"] == control["other_article"]["nll_tokens"] for control in controls)
+    assert len(controls) == sum(
+        line["slice"] == "benchmark" and line["kind"] != "unanswerable" for line in lines
+    )
+    assert all(
+        control["no_article"]["nll_tokens"] == control["other_article"]["nll_tokens"]
+        for control in controls
+    )
     assert results["trade_off"]["variants"].keys() == results["variants"].keys() | {"lora_merged"}
 
 
@@ -284,11 +321,15 @@ def options(parameters):
 def test_evaluation_alone_in_a_fresh_kernel_rebuilds_its_files(small_run):
     """Interrupted after some articles: the rest is asked again, and everything comes out as before."""
     folder, parameters, _, _ = small_run
-    before = {name: (folder / name).read_text() for name in ("eval_generations.jsonl", "results.json")}
+    before = {
+        name: (folder / name).read_text() for name in ("eval_generations.jsonl", "results.json")
+    }
     (progress,) = (folder / "runs").glob("evaluation-*.jsonl")
     records = bq.read_jsonl(progress)
     articles = [record["question_id"].split("-")[0] for record in records]
-    kept = next(i for i, article in enumerate(articles) if len(dict.fromkeys(articles[: i + 1])) == 5)
+    kept = next(
+        i for i, article in enumerate(articles) if len(dict.fromkeys(articles[: i + 1])) == 5
+    )
     bq.write_jsonl(progress, records[:kept])
     for name in before:
         (folder / name).unlink()
@@ -297,7 +338,8 @@ def test_evaluation_alone_in_a_fresh_kernel_rebuilds_its_files(small_run):
     assert f"{kept} of {len(records)} answers are there from an earlier run" in done.stdout
     assert (folder / "eval_generations.jsonl").read_text() == before["eval_generations.jsonl"]
     variants = [
-        json.loads(text)["variants"] for text in ((folder / "results.json").read_text(), before["results.json"])
+        json.loads(text)["variants"]
+        for text in ((folder / "results.json").read_text(), before["results.json"])
     ]
     assert variants[0] == variants[1]
     assert "perplexity base" in done.stdout
@@ -305,7 +347,10 @@ def test_evaluation_alone_in_a_fresh_kernel_rebuilds_its_files(small_run):
 
 def test_rows_that_are_all_too_long_are_one_clear_error(small_run, tmp_path):
     _, parameters, _, _ = small_run
-    with pytest.raises(papermill.PapermillExecutionError, match=r"have over MAX_TOKENS = 10 tokens.*Raise MAX_TOKENS"):
+    with pytest.raises(
+        papermill.PapermillExecutionError,
+        match=r"have over MAX_TOKENS = 10 tokens.*Raise MAX_TOKENS",
+    ):
         run("training.ipynb", tmp_path, **parameters | dict(MAX_TOKENS=10, OUT_DIR=str(tmp_path)))
 
 
@@ -324,7 +369,11 @@ def test_an_unknown_parameter_is_refused_with_those_there_are():
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("- MAX_STEPS", "found list, need lines NAME"), ("a: [", "cannot be read as YAML"), (None, "cannot be read")],
+    [
+        ("- MAX_STEPS", "found list, need lines NAME"),
+        ("a: [", "cannot be read as YAML"),
+        (None, "cannot be read"),
+    ],
 )
 def test_a_parameter_file_that_is_none_is_refused(tmp_path, text, message):
     if text:
@@ -336,4 +385,6 @@ def test_a_parameter_file_that_is_none_is_refused(tmp_path, text, message):
 
 def test_the_original_settings_are_parameters_of_the_notebook():
     original = yaml.safe_load((bq.ROOT / "experiments/original.yaml").read_text())
-    assert original.keys() <= {n for name in NAMES[1:] for n in papermill.inspect_notebook(str(bq.ROOT / name))}
+    assert original.keys() <= {
+        n for name in NAMES[1:] for n in papermill.inspect_notebook(str(bq.ROOT / name))
+    }

@@ -7,9 +7,21 @@ from collections import Counter
 import pytest
 
 from bmwqa import corpus, pairs
+from bmwqa.corpus import article_context
 
-ARTICLE = {"id": "T1", "title": "Hill Race won.", "date": "2025-05-04", "text": "Ulm. Anna Berg won on Sunday."}
-LINE = {"id": "q1", "article_id": "T1", "kind": "who", "question": "Who came first?", "answers": ["Anna Berg"]}
+ARTICLE = {
+    "id": "T1",
+    "title": "Hill Race won.",
+    "date": "2025-05-04",
+    "text": "Ulm. Anna Berg won on Sunday.",
+}
+LINE = {
+    "id": "q1",
+    "article_id": "T1",
+    "kind": "who",
+    "question": "Who came first?",
+    "answers": ["Anna Berg"],
+}
 
 
 def test_the_examples_in_the_docstrings():
@@ -27,8 +39,14 @@ def rule(text, title="Hill Race won."):
 
 
 def test_title_date_and_first_paragraph_stand_in_the_context():
-    made, left_out = pairs.rule_pairs(ARTICLE | {"text": "Ulm. Anna Berg won on Sunday.\n\nIt rained later."})
-    assert [pair["answer"] for pair in made] == ["Hill Race won.", "4 May 2025", "Ulm. Anna Berg won on Sunday."]
+    made, left_out = pairs.rule_pairs(
+        ARTICLE | {"text": "Ulm. Anna Berg won on Sunday.\n\nIt rained later."}
+    )
+    assert [pair["answer"] for pair in made] == [
+        "Hill Race won.",
+        "4 May 2025",
+        "Ulm. Anna Berg won on Sunday.",
+    ]
     assert not left_out
 
 
@@ -57,7 +75,9 @@ def test_a_headline_gives_way_to_the_paragraph_behind_it():
 
 
 def test_an_article_in_one_paragraph_answers_with_whole_first_sentences():
-    made, _ = rule(" ".join(f"Car {number} came in on lap {number} of the race." for number in range(90)))
+    made, _ = rule(
+        " ".join(f"Car {number} came in on lap {number} of the race." for number in range(90))
+    )
     assert 1300 < len(made["about"]) <= pairs.ABOUT_LIMIT
     assert made["about"].endswith("of the race.")
 
@@ -83,7 +103,7 @@ def test_the_seed_chooses_the_phrasing_and_nothing_else():
 def load(tmp_path, *lines):
     path = tmp_path / "questions.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    return pairs.load_questions([path], {"T1": ARTICLE})
+    return pairs.load_questions([path], {"T1": article_context(ARTICLE)})
 
 
 @pytest.mark.parametrize(
@@ -113,7 +133,10 @@ def test_a_right_line_comes_through_as_it_is(tmp_path, change):
         ({"question": None}, "'question' is None, need text"),
         ({"kind": "whom"}, "'kind' is 'whom', need one of who, when"),
         ({"kind": "yes_no"}, "the answer is 'Anna Berg', yes_no needs 'Yes' or 'No'"),
-        ({"kind": "unanswerable"}, "the answer is 'Anna Berg', unanswerable needs 'The press release does not say.'"),
+        (
+            {"kind": "unanswerable"},
+            "the answer is 'Anna Berg', unanswerable needs 'The press release does not say.'",
+        ),
     ],
 )
 def test_a_wrong_line_is_one_error_with_its_number_and_what_to_do(tmp_path, change, message):
@@ -124,7 +147,9 @@ def test_a_wrong_line_is_one_error_with_its_number_and_what_to_do(tmp_path, chan
 
 @pytest.mark.parametrize("key", pairs.QUESTION_KEYS)
 def test_a_missing_key_is_named(tmp_path, key):
-    with pytest.raises(ValueError, match=rf"line 1: the key '{key}' is missing. Need id, article_id"):
+    with pytest.raises(
+        ValueError, match=rf"line 1: the key '{key}' is missing. Need id, article_id"
+    ):
         load(tmp_path, {name: value for name, value in LINE.items() if name != key})
 
 
@@ -149,7 +174,11 @@ def test_a_file_that_is_missing_or_broken_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     "question, answer, share",
-    [("Which driver finished first?", "Anna Berg", 0.0), ("Who won on Sunday?", "Anna Berg", 1.0), ("Why?", "x", None)],
+    [
+        ("Which driver finished first?", "Anna Berg", 0.0),
+        ("Who won on Sunday?", "Anna Berg", 1.0),
+        ("Why?", "x", None),
+    ],
 )
 def test_words_in_common(question, answer, share):
     assert pairs.share_in_common(question, answer, corpus.article_context(ARTICLE)) == share

@@ -4,14 +4,14 @@ import copy
 import doctest
 import json
 import math
+import re
 
 import pytest
 
 import bmwqa_utils as bq
 from bmwqa import report
-from bmwqa.report import check_results, find_pair, trade_off_rows, verdict, with_interval
-
-SCHEMA = json.loads(report.SCHEMA.read_text(encoding="utf-8"))
+from bmwqa.report import find_pair, trade_off_rows, verdict, with_interval
+from bmwqa.results import check_results
 
 
 @pytest.fixture
@@ -35,16 +35,23 @@ def change(value, *keys):
 
 
 BROKEN = {
-    "a score is gone": (change("del", "variants", "full", "benchmark", "f1"), "'f1' is a required property"),
-    "a variant is unknown": (change({}, "variants", "lora2"), "'lora2' is not one of"),
-    "a mean is text": (change("0.5", "variants", "base", "benchmark", "f1", "mean"), "'0.5' is not of type"),
-    "a share above 1": (change(1.5, "differences", 0, "p"), "1.5 is greater than the maximum of 1"),
-    "a field nobody described": (change(1, "trade_off", "variants", "lora", "watts"), "'watts' was unexpected"),
-    "no controls": (change("del", "controls"), "'controls' is a required property"),
-    "a slice mixed in": (change({}, "variants", "base", "all"), "'all' is not one of"),
-    "negative time": (change(-1, "evaluation_seconds", "base"), "-1 is less than the minimum of 0"),
-    "NaN": (change(math.nan, "differences", 0, "low"), "found NaN or infinity, need a number or None"),
-    "infinity": (change(math.inf, "training", "full", "losses", 0), "found NaN or infinity, need a number or None"),
+    "a score is gone": (change("del", "variants", "full", "benchmark", "f1"), "f1: Field required"),
+    "a variant is unknown": (change({}, "variants", "lora2"), "variants.lora2.*: Input should be"),
+    "a mean is text": (
+        change("0.5", "variants", "base", "benchmark", "f1", "mean"),
+        "f1.mean: Input should be a valid number",
+    ),
+    "a share above 1": (change(1.5, "differences", 0, "p"), "differences.0.p: .* less than or"),
+    "a field nobody described": (
+        change(1, "trade_off", "variants", "lora", "watts"),
+        "lora.watts: Extra inputs are not permitted",
+    ),
+    "no controls": (change("del", "controls"), "controls: Field required"),
+    "a slice mixed in": (change({}, "variants", "base", "all"), "base.all.*: Input should be"),
+    "negative time": (change(-1, "evaluation_seconds", "base"), "base: .* greater than or equal"),
+    "a wrong parameter": (change(0, "settings", "max_steps"), "settings.max_steps: .* greater"),
+    "NaN": (change(math.nan, "differences", 0, "low"), "low: Input should be a finite number"),
+    "infinity": (change(math.inf, "training", "full", "losses", 0), "losses.0: .* finite number"),
 }
 
 
@@ -56,24 +63,9 @@ def test_the_committed_results_fit(results):
 def test_a_broken_copy_is_refused_and_its_field_named(results, name):
     apply, message = BROKEN[name]
     apply(results)
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(ValueError) as error:
         check_results(results)
-    assert len(str(error.value).splitlines()) == 1
-
-
-def test_every_field_of_the_schema_is_described():
-    def walk(node, where):
-        if isinstance(node, dict):
-            for name, field in node.get("properties", {}).items():
-                assert field.get("description"), f"{where}.{name}"
-            for key in ("items", "additionalProperties"):
-                if isinstance(node.get(key), dict):
-                    assert node[key].get("description"), f"{where}.{key}"
-            for key, value in node.items():
-                walk(value, f"{where}.{key}")
-
-    walk(SCHEMA, "results")
-    walk(SCHEMA["$defs"], "$defs")
+    assert re.search(rf"^results.json, .*{message}.*bmwqa/results.py.$", str(error.value))
 
 
 def test_examples_in_the_docstrings():
@@ -89,14 +81,27 @@ def figure(mean, low=None, high=None):
 
 
 def pair(name, difference, shown, p_holm=None, smallest=0.2):
-    row = {"slice": "benchmark", "pair": name, "difference": difference, "low": difference - 0.1, "p": 0.04}
-    row |= {"high": difference + 0.3, "p_holm": p_holm, "shown": shown, "smallest_detectable": smallest}
+    row = {
+        "slice": "benchmark",
+        "pair": name,
+        "difference": difference,
+        "low": difference - 0.1,
+        "p": 0.04,
+    }
+    row |= {
+        "high": difference + 0.3,
+        "p_holm": p_holm,
+        "shown": shown,
+        "smallest_detectable": smallest,
+    }
     return row | {"wins": 1, "ties": 2, "losses": 3, "n": 10, "clusters": 5}
 
 
 def cost(**known):
-    none = {"trainable_parameters": None, "seconds_a_step": None, "peak_memory_gb": None}
-    return none | {"weights_mb": 100.0, "first_token_seconds": 1.0, "tokens_per_second": 10.0} | known
+    none = {"trainable_parameters": None, "seconds_per_step": None, "peak_memory_gb": None}
+    return (
+        none | {"weights_mb": 100.0, "first_token_seconds": 1.0, "tokens_per_second": 10.0} | known
+    )
 
 
 @pytest.fixture
@@ -107,16 +112,28 @@ def by_hand() -> dict:
         pair("lora - base", 0.2, False, 0.06),
         pair("full - lora", 0.2, True),
     ]
-    pairs += [pair("pruned - full", -0.1, False), pair("pruned - base", 0.3, True), pair("pruned - lora", 0.1, False)]
+    pairs += [
+        pair("pruned - full", -0.1, False),
+        pair("pruned - base", 0.3, True),
+        pair("pruned - lora", 0.1, False),
+    ]
     elsewhere = [row | {"slice": "rule_made", "difference": 0.99} for row in pairs]
-    trained = {"trainable_parameters": 1_000_000, "seconds_a_step": 8.0, "peak_memory_gb": 6.0}
-    costs = {"base": cost(), "full": cost(**trained), "lora": cost(**trained, weights_mb=2.0), "lora_merged": cost()}
+    trained = {"trainable_parameters": 1_000_000, "seconds_per_step": 8.0, "peak_memory_gb": 6.0}
+    costs = {
+        "base": cost(),
+        "full": cost(**trained),
+        "lora": cost(**trained, weights_mb=2.0),
+        "lora_merged": cost(),
+    }
     costs["pruned"] = cost(**trained, weights_mb=75.0, tokens_per_second=13.0)
     contexts = {"own_article": figure(0.5), "no_article": figure(0.2), "other_article": figure(0.1)}
     return {
         "headline": "benchmark",
         "training": {"pruned": {"layers_removed": [3, 4]}},
-        "variants": {name: {"benchmark": {"f1": figure(mean), "perplexity": figure(9)}} for name, mean in f1.items()},
+        "variants": {
+            name: {"benchmark": {"f1": figure(mean), "perplexity": figure(9)}}
+            for name, mean in f1.items()
+        },
         "differences": elsewhere + pairs,
         "trade_off": {"variants": costs},
         "controls": {
@@ -131,11 +148,20 @@ def test_the_verdict_compares_the_best_with_the_next(by_hand):
     assert best == (
         "Best is **full**, with a token F1 of 0.50 on the benchmark questions; next is pruned, with 0.40. "
         "The difference, +0.10 [-0.20, +0.20], is not shown (p 0.04); "
-        "an evaluation of this size finds 0.20 in four of five cases."
+        "an evaluation of this size shows 0.20 in four of five cases."
     )
-    assert "full, 1,000,000 parameters trained (8.00 s a step, 6.0 GB), 100.0 MB on disk, 10.0 tokens a second" in price
-    assert "not shown to differ from full (-0.10 [" in smaller and "better than base (+0.30 [" in smaller
-    assert "(layers removed: 2)" in smaller and "0.75 of full's disk and writes 1.30 times as fast" in smaller
+    assert (
+        "full, 1,000,000 parameters trained (8.00 s per step, 6.0 GB), 100.0 MB on disk, 10.0 tokens per second"
+        in price
+    )
+    assert (
+        "not shown to differ from full (-0.10 [" in smaller
+        and "better than base (+0.30 [" in smaller
+    )
+    assert (
+        "(layers removed: 2)" in smaller
+        and "0.75 of full's disk and writes 1.30 times as fast" in smaller
+    )
     assert "0.50 with its own article, 0.20 with no article, 0.10 with another article" in controls
     assert "What its own article adds, +0.30 [+0.20, +0.60], is shown (p 0.04)." in controls
 
@@ -145,7 +171,10 @@ def test_the_verdict_follows_the_figures(by_hand):
     changed["variants"]["base"]["benchmark"]["f1"] = figure(0.9, 0.8, 0.95)
     changed["differences"][9] = pair("pruned - full", -0.3, True)
     best, price, smaller, _ = verdict(changed)
-    assert best.startswith("Best is **base**, with a token F1 of 0.90 [0.80, 0.95]") and "next is full" in best
+    assert (
+        best.startswith("Best is **base**, with a token F1 of 0.90 [0.80, 0.95]")
+        and "next is full" in best
+    )
     assert "The difference, -0.40 [-0.70, -0.30], is shown (p 0.03 after Holm)." in best
     assert price.startswith("The price: base, nothing trained, 100.0 MB")
     assert "worse than full (-0.30" in smaller
@@ -156,11 +185,14 @@ def test_a_pair_is_found_in_either_order_and_in_the_headline_slice(by_hand):
     assert (there["difference"], back["difference"]) == (0.4, -0.4)
     assert (back["low"], back["high"]) == (-there["high"], -there["low"])
     by_hand["differences"][6]["difference"] = 0.0
-    assert with_interval(find_pair(by_hand, "base", "full"), "difference", "+.2f").startswith("+0.00 ")
+    assert with_interval(find_pair(by_hand, "base", "full"), "difference", "+.2f").startswith(
+        "+0.00 "
+    )
 
 
 def test_what_was_not_measured_is_a_dash(by_hand):
     rows = {row["model"]: row for row in trade_off_rows(by_hand)}
-    assert rows["base"]["trained parameters"] == rows["lora, merged"]["s a step"] == "–"
+    assert rows["base"]["trained parameters"] == "–"
+    assert rows["lora, merged"]["s per step / peak GB"] == "– / –"
     assert rows["lora, merged"]["token F1"] == "as lora" and rows["lora"]["token F1"] == "0.30"
     assert with_interval(figure(None)) == "–"

@@ -11,17 +11,16 @@ import pandas as pd
 import pytest
 from scipy.stats import norm, t
 
+from bmwqa.pairs import UNANSWERABLE as DECLINE
 from bmwqa.scores import (
-    DECLINE,
     answer_line,
+    by_variant,
     holm,
     interval,
     kind_table,
-    numbers,
     paired_difference,
     paired_table,
     plain_rows,
-    same_numbers,
     score_answer,
     score_controls,
     score_records,
@@ -43,7 +42,7 @@ def scores(answer: str, *references: str, kind: str = "how_many") -> dict:
 
 def test_examples_in_the_docstrings():
     result = doctest.testmod(sys.modules["bmwqa.scores"])
-    assert result.attempted >= 3 and result.failed == 0
+    assert result.attempted >= 2 and result.failed == 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -96,7 +95,10 @@ def test_contains_needs_whole_words():
 )
 def test_declined_is_strict_and_decides_unanswerable_questions(answer, declined):
     row = scores(answer, DECLINE, kind="unanswerable")
-    assert [row[name] for name in ("declined", "exact_match", "f1", "rouge_l", "contains")] == [declined] * 5
+    assert [row[name] for name in ("declined_rightly", "exact_match", "f1", "contains")] == [
+        declined
+    ] * 4
+    assert row["declined_wrongly"] is None
 
 
 def test_a_wrong_answer_to_an_unanswerable_question_earns_nothing_for_its_common_words():
@@ -106,7 +108,8 @@ def test_a_wrong_answer_to_an_unanswerable_question_earns_nothing_for_its_common
 
 def test_declining_an_answerable_question_is_wrong():
     row = scores(DECLINE, "571 km")
-    assert row["declined"] == 1 and row["exact_match"] == row["f1"] == row["numbers_match"] == 0
+    assert row["declined_wrongly"] == 1 and row["exact_match"] == row["f1"] == 0
+    assert row["declined_rightly"] is None
 
 
 def test_yes_no_reads_the_first_word():
@@ -117,93 +120,18 @@ def test_yes_no_reads_the_first_word():
     assert scores("Yes", "Yes", kind="which")["yes_no"] is None
 
 
-def test_shares_found_in_the_article():
+def test_words_in_the_article():
     row = scores("The i4 has 571 km and 600 hp at Dingolfing", "571 km")
     assert row["words_in_article"] == pytest.approx(2 / 4)  # i4, dingolfing; not km, hp
-    assert row["numbers_in_article"] == pytest.approx(1 / 2)
-    assert row["words"] == 10
     assert scores("Munich’s", "Munich")["words_in_article"] == 1
     for nothing_to_check in ("Yes.", DECLINE):
         row = scores(nothing_to_check, "Yes")
-        assert row["words_in_article"] is row["numbers_in_article"] is None
+        assert row["words_in_article"] is None
 
 
 def test_a_question_without_reference_is_refused():
-    with pytest.raises(ValueError, match="need one accepted answer or more"):
+    with pytest.raises(ValueError, match="has no reference, need one or more"):
         score_answer("x", [], ARTICLE, "who")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Numbers
-
-SAME = [
-    ("€1.5 billion", "1.5 billion euros"),
-    ("EUR 1.5bn", "€1,500 million"),
-    ("€2m", "2,000,000 euros"),
-    ("20 %", "20 per cent"),
-    ("20%", "20 percent"),
-    ("571 km", "571 kilometres"),
-    ("571-kilometre range", "571 kilometers"),
-    ("207 kW (281 hp)", "281 horsepower or 207 kilowatts"),
-    ("81.3 kWh", "81.30 kilowatt-hours"),
-    ("15.6 kWh/100 km", "15.6 kilowatt-hours per 100 kilometres"),
-    ("4.2 l/100 km", "4.2 litres per 100 km"),
-    ("180 km/h", "180 kilometres per hour"),
-    ("3.9 s", "3.9 seconds"),
-    ("12 May 2025", "May 12, 2025"),
-    ("12 May 2025", "on the 12th of May"),
-    ("two hundred", "200"),
-    ("twelve countries", "12 countries"),
-    ("32nd", "32"),
-    ("10.30 am", "10:30 a.m."),
-    ("1:27.114 minutes", "1:27.114"),
-    ("minus 7 degrees", "-7°"),
-    ("the F 900 XR weighs 219 kg", "219 kilograms"),
-    ("The 5 Series, the M4 GT3 and the 330e have 3 doors", "3 doors"),
-    ("BMW’s 18-inch wheels", "18 inches"),
-    ("571\u00a0km", "571 km"),
-    ("5 V8 engines", "5 engines"),
-]
-OTHER = [
-    ("571 km", "571 miles"),
-    ("571 km", "571"),
-    ("571 km", "571 km and 20 minutes"),
-    ("€1.5 billion", "€1.5 million"),
-    ("€1.5 billion", "1.5 billion dollars"),
-    ("1,500", "1.500"),
-    ("12 May 2025", "12 May 2024"),
-    ("12 May 2025", "May 2025"),
-    ("12 May", "12 June"),
-    ("May 2025", "2025"),
-    ("20 %", "20 percentage points"),
-    ("5 a.m.", "5 p.m."),
-    ("-7 degrees", "7 degrees"),
-    ("1:27.114", "1:27.115"),
-    ("the 2025 M Hybrid", "2025 metres"),
-]
-
-
-@pytest.mark.parametrize(("one", "other"), SAME)
-def test_same_numbers(one, other):
-    assert same_numbers(numbers(one), numbers(other)) and same_numbers(numbers(other), numbers(one))
-
-
-@pytest.mark.parametrize(("one", "other"), OTHER)
-def test_other_numbers(one, other):
-    assert not same_numbers(numbers(one), numbers(other)) and not same_numbers(numbers(other), numbers(one))
-
-
-@pytest.mark.parametrize("text", ["i4 eDrive40", "M4 GT3", "R 1300 GS", "the 7 Series", "330e", "in May", "one", ""])
-def test_names_have_no_numbers(text):
-    assert numbers(text) == frozenset()
-
-
-def test_numbers_match():
-    assert scores("Up to 571 kilometres.", "571 km")["numbers_match"] == 1
-    assert scores("571 km and 20 %", "571 km")["numbers_match"] == 0
-    assert scores("Many.", "571 km")["numbers_match"] == 0
-    assert scores("Anna Berg, 571 km", "Anna Berg")["numbers_match"] is None
-    assert scores("600 km", "571 km", "600 km", "far")["numbers_match"] == 1
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -238,24 +166,49 @@ def test_interval_is_the_same_each_time_and_in_any_order():
 
 def test_interval_leaves_out_what_does_not_apply():
     assert interval([None, 1, None, 0], ["z", "a", "a", "b"]) == interval([1, 0], ["a", "b"])
-    assert interval([None, None], ["a", "b"]) == {"mean": None, "low": None, "high": None, "n": 0, "clusters": 0}
+    assert interval([None, None], ["a", "b"]) == {
+        "mean": None,
+        "low": None,
+        "high": None,
+        "n": 0,
+        "clusters": 0,
+    }
 
 
 def test_interval_with_counts_is_token_weighted():
-    found = interval([200.0, 40.0], ["a", "b"], [100, 10])  # 2 nats on each of 100 tokens, 4 on each of 10
+    found = interval(
+        [200.0, 40.0], ["a", "b"], [100, 10]
+    )  # 2 nats on each of 100 tokens, 4 on each of 10
     assert math.exp(found["mean"]) == pytest.approx(8.862, abs=1e-3)
     assert (found["low"], found["high"]) == (2, 4)
     assert interval([1, 1], ["a", "b"], [1, 1])["low"] == 1  # one nat a token, not a share
 
 
 def test_one_article_has_no_interval():
-    assert interval([1, 0, 1], list("aaa")) == {"mean": 2 / 3, "low": None, "high": None, "n": 3, "clusters": 1}
+    assert interval([1, 0, 1], list("aaa")) == {
+        "mean": 2 / 3,
+        "low": None,
+        "high": None,
+        "n": 3,
+        "clusters": 1,
+    }
 
 
 def test_equal_values():
-    assert interval([0.5] * 6, list("aabbcc")) == {"mean": 0.5, "low": 0.5, "high": 0.5, "n": 6, "clusters": 3}
-    none, every = interval([0] * 24, list("abcdefghijkl") * 2), interval([1] * 24, list("abcdefghijkl") * 2)
-    beyond = 1 - 0.025 ** (1 / 12)  # Clopper and Pearson: 12 of 12 articles without one has at most this rate
+    assert interval([0.5] * 6, list("aabbcc")) == {
+        "mean": 0.5,
+        "low": 0.5,
+        "high": 0.5,
+        "n": 6,
+        "clusters": 3,
+    }
+    none, every = (
+        interval([0] * 24, list("abcdefghijkl") * 2),
+        interval([1] * 24, list("abcdefghijkl") * 2),
+    )
+    beyond = 1 - 0.025 ** (
+        1 / 12
+    )  # Clopper and Pearson: 12 of 12 articles without one has at most this rate
     assert (none["mean"], none["low"], none["high"]) == pytest.approx((0, 0, beyond))
     assert (every["mean"], every["low"], every["high"]) == pytest.approx((1, 1 - beyond, 1))
 
@@ -288,20 +241,30 @@ BETTER = [1, 1, 0.5, 0.5, 1, 0.5, 0.25, 1, 1, 0]
 
 def every_flip(sums: list[float]) -> list[float]:
     signs = itertools.product((1, -1), repeat=len(sums))
-    return [abs(sum(sign * total for sign, total in zip(some, sums, strict=True))) for some in signs]
+    return [
+        abs(sum(sign * total for sign, total in zip(some, sums, strict=True))) for some in signs
+    ]
 
 
 def test_paired_difference_by_plain_python():
     found = paired_difference(BETTER, UNEQUAL, ARTICLES)
     gaps = [0, 0, 0.5, 0, 0, 0.5, 0, 0, 0, -0.5]
     assert found["difference"] == pytest.approx(sum(gaps) / 10)
-    assert (found["wins"], found["ties"], found["losses"], found["n"], found["clusters"]) == (2, 7, 1, 10, 4)
+    assert (found["wins"], found["ties"], found["losses"], found["n"], found["clusters"]) == (
+        2,
+        7,
+        1,
+        10,
+        4,
+    )
     totals, sizes = [0.5, 0.5, 0, -0.5], [3, 4, 2, 1]
     flipped = every_flip(totals)
     assert found["p"] == sum(x >= 0.5 for x in flipped) / 16 == 1
     squares = sum((total - 0.05 * size) ** 2 for total, size in zip(totals, sizes, strict=True))
     error = math.sqrt(4 / 3 * squares) / 10
-    assert found["smallest_detectable"] == pytest.approx((3.18245 + 0.97847) * error, rel=1e-5)  # t table, 3 df
+    assert found["smallest_detectable"] == pytest.approx(
+        (3.18245 + 0.97847) * error, rel=1e-5
+    )  # t table, 3 df
     both = interval(gaps, ARTICLES)
     assert (found["low"], found["high"]) == (both["low"], both["high"])
 
@@ -324,13 +287,25 @@ def test_many_articles_are_flipped_at_random():
 
 def test_the_same_answers_do_not_differ():
     found = paired_difference(UNEQUAL, UNEQUAL, ARTICLES)
-    assert [found[key] for key in ("difference", "low", "high", "p", "wins", "losses")] == [0, 0, 0, 1, 0, 0]
+    assert [found[key] for key in ("difference", "low", "high", "p", "wins", "losses")] == [
+        0,
+        0,
+        0,
+        1,
+        0,
+        0,
+    ]
     assert found["smallest_detectable"] is None
 
 
 def test_one_article_shows_no_difference():
     found = paired_difference([1, 1], [0, 0], ["a", "a"])
-    assert (found["difference"], found["p"], found["low"], found["smallest_detectable"]) == (1, 1, None, None)
+    assert (found["difference"], found["p"], found["low"], found["smallest_detectable"]) == (
+        1,
+        1,
+        None,
+        None,
+    )
 
 
 def test_pairs_need_both_values():
@@ -341,16 +316,27 @@ def test_pairs_need_both_values():
 
 
 def test_swapping_the_sides_mirrors_the_result():
-    one, other = paired_difference(BETTER, UNEQUAL, ARTICLES), paired_difference(UNEQUAL, BETTER, ARTICLES)
+    one, other = (
+        paired_difference(BETTER, UNEQUAL, ARTICLES),
+        paired_difference(UNEQUAL, BETTER, ARTICLES),
+    )
     assert one["low"] == pytest.approx(-other["high"], abs=0.01) and one["p"] == other["p"]
-    assert (one["wins"], one["smallest_detectable"]) == (other["losses"], pytest.approx(other["smallest_detectable"]))
+    assert (one["wins"], one["smallest_detectable"]) == (
+        other["losses"],
+        pytest.approx(other["smallest_detectable"]),
+    )
 
 
 def test_smallest_detectable_difference_is_found_in_four_of_five_evaluations():
     """12 articles, normal differences of sd 1: it is 3.08 / sqrt(12) = 0.89, where the t test's power is 0.80."""
     draw, hits, runs = np.random.default_rng(11), 0, 200
     for _ in range(runs):
-        hits += paired_difference(draw.normal(3.0769 / math.sqrt(12), 1, 12), np.zeros(12), range(12))["p"] <= 0.05
+        hits += (
+            paired_difference(draw.normal(3.0769 / math.sqrt(12), 1, 12), np.zeros(12), range(12))[
+                "p"
+            ]
+            <= 0.05
+        )
     assert 0.71 <= hits / runs <= 0.89
 
 
@@ -367,19 +353,70 @@ def test_holm_by_hand():
 
 def record(article: str, number: int, part: str, kind: str, reference: str, **answers: str) -> dict:
     made = {
-        variant: {"answer": answer, "stopped": True, "tokens": 3, "nll": 2.0 * number, "nll_tokens": number}
+        variant: {
+            "answer": answer,
+            "stopped": True,
+            "tokens": 3,
+            "nll": 2.0 * number,
+            "nll_tokens": number,
+        }
         for variant, answer in answers.items()
     }
-    about = {"question_id": f"{article}-{number}", "article_id": article, "kind": kind, "slice": part}
+    about = {
+        "question_id": f"{article}-{number}",
+        "article_id": article,
+        "kind": kind,
+        "slice": part,
+    }
     return about | {"question": "?", "reference": reference, "references": [reference]} | made
 
 
 VARIANTS = ("base", "full", "lora", "pruned")
 RECORDS = [
-    record("a", 1, "benchmark", "how_many", "571 km", base="571", full="571 km", lora="571 km", pruned="571"),
-    record("a", 2, "benchmark", "unanswerable", DECLINE, base="Anna", full=DECLINE, lora="Berg", pruned=DECLINE),
-    record("b", 1, "benchmark", "yes_no", "Yes", base="No", full="Yes", lora="Yes, it does.", pruned="No"),
-    record("b", 3, "rule_made", "who", "Anna Berg", base="Anna Berg", full="Anna", lora="Anna Berg", pruned=""),
+    record(
+        "a",
+        1,
+        "benchmark",
+        "how_many",
+        "571 km",
+        base="571",
+        full="571 km",
+        lora="571 km",
+        pruned="571",
+    ),
+    record(
+        "a",
+        2,
+        "benchmark",
+        "unanswerable",
+        DECLINE,
+        base="Anna",
+        full=DECLINE,
+        lora="Berg",
+        pruned=DECLINE,
+    ),
+    record(
+        "b",
+        1,
+        "benchmark",
+        "yes_no",
+        "Yes",
+        base="No",
+        full="Yes",
+        lora="Yes, it does.",
+        pruned="No",
+    ),
+    record(
+        "b",
+        3,
+        "rule_made",
+        "who",
+        "Anna Berg",
+        base="Anna Berg",
+        full="Anna",
+        lora="Anna Berg",
+        pruned="",
+    ),
 ]
 TEXTS = {"a": ARTICLE, "b": ARTICLE}
 
@@ -397,16 +434,23 @@ def test_score_table_keeps_slices_apart(table):
     assert means["rule_made", "full", "f1"] == pytest.approx(2 / 3)
     assert means["benchmark", "lora", "yes_no"] == means["rule_made", "lora", "stopped"] == 1
     assert means["benchmark", "base", "perplexity"] == pytest.approx(math.exp(2))
-    assert math.isnan(means["rule_made", "base", "numbers_match"])
+    assert math.isnan(means["rule_made", "base", "yes_no"])
+    nested = by_variant(score_table(table))
+    assert nested["lora"]["benchmark"]["f1"]["mean"] == pytest.approx(0.5)
+    assert nested["base"]["rule_made"]["yes_no"]["mean"] is None
 
 
-def test_perplexity_over_tokens_and_over_questions():
-    rows = [record("a", 1, "benchmark", "who", "x", base="x"), record("b", 1, "benchmark", "who", "x", base="x")]
+def test_perplexity_over_tokens():
+    rows = [
+        record("a", 1, "benchmark", "who", "x", base="x"),
+        record("b", 1, "benchmark", "who", "x", base="x"),
+    ]
     rows[0]["base"] |= {"nll": 200.0, "nll_tokens": 100}
     rows[1]["base"] |= {"nll": 40.0, "nll_tokens": 10}
-    found = score_table(score_records(rows, {"a": ARTICLE, "b": ARTICLE}, ("base",))).set_index("score")
+    found = score_table(score_records(rows, {"a": ARTICLE, "b": ARTICLE}, ("base",))).set_index(
+        "score"
+    )
     assert found["mean"]["perplexity"] == pytest.approx(math.exp(240 / 110))
-    assert found["mean"]["perplexity_per_question"] == pytest.approx(math.exp((2 + 4) / 2))
     assert found["high"]["perplexity"] == pytest.approx(math.exp(4))
 
 
@@ -414,7 +458,9 @@ def test_paired_table(table):
     found = paired_table(table).set_index(["slice", "pair"])
     row = found.loc["benchmark", "full - base"]
     assert row["difference"] == pytest.approx(7 / 9) and row["wins"] == 3 and row["clusters"] == 2
-    assert found.loc["benchmark", "pruned - full"]["difference"] == pytest.approx((-1 / 3 + 0 - 1) / 3)
+    assert found.loc["benchmark", "pruned - full"]["difference"] == pytest.approx(
+        (-1 / 3 + 0 - 1) / 3
+    )
     planned = ["full - base", "lora - base", "full - lora"]
     others = ["pruned - full", "pruned - base", "pruned - lora"]
     assert list(found.index.get_level_values("pair")) == (planned + others) * 2
@@ -425,13 +471,24 @@ def test_holm_is_over_the_three_planned_pairs_and_shown_is_what_it_leaves():
     rows = []
     for number, article in enumerate("abcdefghi"):
         lora = "wrong" if number == 0 else "right"
-        made = dict(base="wrong" if number else "right", full="right", lora=lora, pruned="wrong" if number else "right")
+        made = dict(
+            base="wrong" if number else "right",
+            full="right",
+            lora=lora,
+            pruned="wrong" if number else "right",
+        )
         rows.append(record(article, 1, "benchmark", "who", "right", **made))
-    found = paired_table(score_records(rows, dict.fromkeys("abcdefghi", ARTICLE), VARIANTS)).set_index("pair")
+    found = paired_table(
+        score_records(rows, dict.fromkeys("abcdefghi", ARTICLE), VARIANTS)
+    ).set_index("pair")
     planned = found.loc[["full - base", "lora - base", "full - lora"]]
     assert planned["p"].tolist() == [2 / 2**8, 20 / 2**9, 1]
     assert planned["p_holm"].tolist() == pytest.approx([3 * 2 / 2**8, 2 * 20 / 2**9, 1])
-    assert planned["shown"].tolist() == [True, False, False]  # lora's own p is below 0.05, Holm's is not
+    assert planned["shown"].tolist() == [
+        True,
+        False,
+        False,
+    ]  # lora's own p is below 0.05, Holm's is not
     others = found.loc[["pruned - full", "pruned - base", "pruned - lora"]]
     assert others["p_holm"].isna().all() and others["shown"].tolist() == [True, False, True]
 
@@ -444,8 +501,13 @@ def test_kind_table(table):
 
 
 def test_plain_rows_keep_every_digit_and_know_no_nan():
-    rows = plain_rows(pd.DataFrame({"a": [1 / 3, None], "b": [1, 2], "c": [True, False], "d": ["x", None]}))
-    assert rows == [{"a": 1 / 3, "b": 1, "c": True, "d": "x"}, {"a": None, "b": 2, "c": False, "d": None}]
+    rows = plain_rows(
+        pd.DataFrame({"a": [1 / 3, None], "b": [1, 2], "c": [True, False], "d": ["x", None]})
+    )
+    assert rows == [
+        {"a": 1 / 3, "b": 1, "c": True, "d": "x"},
+        {"a": None, "b": 2, "c": False, "d": None},
+    ]
     assert [type(value) for value in rows[0].values()] == [float, int, bool, str]
 
 
@@ -472,21 +534,31 @@ def test_controls_are_scored_on_the_questions_that_have_them_and_nothing_else():
 
 
 def test_the_worst_are_the_lowest_f1_then_the_most_surprised():
-    rows = [record("a", n, "benchmark", "how_many", "571 kilometres", base=f"wrong {n}") for n in (1, 2, 3, 4)]
+    rows = [
+        record("a", n, "benchmark", "how_many", "571 kilometres", base=f"wrong {n}")
+        for n in (1, 2, 3, 4)
+    ]
     rows[1]["base"]["answer"] = "571 kilometres"
     rows[3]["base"]["nll"] = 4 * 9.0  # nine nats a token, the others two
     scores = score_records(rows, TEXTS, ["base"])
     found = worst_failures(scores, rows, TEXTS, "benchmark")
     assert found["question_id"].tolist() == ["a-4", "a-1", "a-3"]
-    assert found["answer"].tolist() == ["wrong 4", "wrong 1", "wrong 3"] and found["f1"].tolist() == [0, 0, 0]
+    assert found["answer"].tolist() == ["wrong 4", "wrong 1", "wrong 3"] and found[
+        "f1"
+    ].tolist() == [0, 0, 0]
     assert set(found["line"]) == {ARTICLE.splitlines()[0]}
 
 
 def test_the_line_of_an_answer():
     first, second = ARTICLE.split("\n\n")
     assert answer_line(ARTICLE, ["Anna Berg"], "who") == second
-    assert answer_line(ARTICLE, ["20", "59,900 euros"], "how_many") == second  # the best reference decides
+    assert (
+        answer_line(ARTICLE, ["20", "59,900 euros"], "how_many") == second
+    )  # the best reference decides
     assert answer_line(ARTICLE, ["59,900 euros"], "how_many") == first
-    assert answer_line(ARTICLE, ["57", "costs 59,900 euros we invested"], "how_many") == "(over several lines)"
-    assert answer_line(ARTICLE, ["Yes"], "yes_no").startswith("(a yes or a no")
+    assert (
+        answer_line(ARTICLE, ["57", "costs 59,900 euros we invested"], "how_many")
+        == "(over several lines)"
+    )
+    assert answer_line(ARTICLE, ["Yes"], "yes_no").startswith("(yes or no is no part")
     assert answer_line(ARTICLE, [DECLINE], "unanswerable") == "(not in the article)"

@@ -1,0 +1,71 @@
+"""The parameters of training.ipynb as one checked object, as it stands in results.json."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
+
+NONE = BeforeValidator(lambda value: None if value == "None" else value)  # as papermill's -p has it
+Count = Annotated[int, Field(ge=0)]
+MaybePositive = Annotated[PositiveInt | None, NONE]
+
+
+class Settings(BaseModel):
+    """What a run was asked for. The parameters cell of training.ipynb says what each one means."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    revision: Annotated[str | None, NONE]
+    offline_model: Annotated[str | None, NONE]
+    processed_dir: str
+    out_dir: str
+    train_kinds: Annotated[list[str] | None, NONE]
+    max_steps: PositiveInt
+    questions_per_step: MaybePositive
+    learning_rate_full: PositiveFloat
+    learning_rate_lora: PositiveFloat
+    warmup_steps: Count
+    lora_r: PositiveInt
+    lora_alpha: PositiveFloat
+    lora_targets: str | list[str]
+    max_tokens: PositiveInt
+    checkpoint_above: MaybePositive
+    precision: Literal["auto", "bf16", "fp32"]
+    save_steps: PositiveInt
+    held_out: Count
+    eval_steps: PositiveInt
+    early_stopping: MaybePositive
+    max_new_tokens: PositiveInt
+    max_new_tokens_about: PositiveInt
+    benchmark: str
+    seed: Count
+
+
+def read_settings(names: dict[str, Any]) -> Settings:
+    """The settings from a namespace with the parameters in capitals, as `globals()` in a notebook.
+
+    ValueError names the first parameter that is missing or wrong, its value, and what is needed.
+    """
+    values = {name: names[name.upper()] for name in Settings.model_fields if name.upper() in names}
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        name, need = str(error.errors()[0]["loc"][0]).upper(), error.errors()[0]["msg"]
+        value = repr(names[name]) if name in names else "missing"
+        raise ValueError(f"{name} is {value}. {need}. Change this parameter.") from error
+    measured = settings.held_out and settings.eval_steps <= settings.max_steps
+    if settings.early_stopping is not None and not measured:
+        raise ValueError(
+            f"EARLY_STOPPING is {settings.early_stopping}, but nothing would be measured: HELD_OUT "
+            f"is {settings.held_out}, EVAL_STEPS {settings.eval_steps}, MAX_STEPS "
+            f"{settings.max_steps}. Set it to None, or hold articles out and measure in time."
+        )
+    return settings

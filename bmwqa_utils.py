@@ -3,12 +3,13 @@
 from collections import Counter
 from pathlib import Path
 
-from bmwqa.corpus import (  # noqa: F401  (articles and files are what all three notebooks share)
+from bmwqa.corpus import (  # noqa: F401  (for the notebooks)
     ARTICLE_KEYS,
     ROOT,
     article_context,
     load_articles,
     load_corpus,
+    numbered_lines,
     read_json,
     read_jsonl,
     write_json,
@@ -17,23 +18,19 @@ from bmwqa.corpus import (  # noqa: F401  (articles and files are what all three
 )
 from bmwqa.pairs import load_questions, rule_pairs
 
-# --------------------------------------------------------------------------------------------------
-# Question-answer pairs as rows
+ROW_KEYS = ("article_id", "source", "kind", "context", "question", "answer", "prompt")
 
 
 def make_row(article: dict, pair: dict, source: str) -> dict:
     """The row of one pair of bmwqa/pairs.py, with the keys ROW_KEYS."""
-    context = article_context(article)
-    row = {"article_id": article["id"], "source": source, "kind": pair["kind"], "context": context}
-    row |= {"question": pair["question"], "answer": pair["answer"]}
-    return row | {"prompt": format_prompt(context, pair["question"])}
+    row = {"article_id": article["id"], "source": source, "kind": pair["kind"]}
+    row |= {"context": article_context(article), "question": pair["question"]}
+    prompt = format_prompt(row["context"], row["question"])
+    return row | {"answer": pair["answer"], "prompt": prompt}
 
 
 def build_qa_pairs(article: dict, seed: int = 42, reasons: Counter | None = None) -> list[dict]:
-    """The rows of one article by rule: title, date and first paragraph.
-
-    What is left out is counted in `reasons`.
-    """
+    """The rows of one article by rule; `reasons` counts why pairs were left out."""
     pairs, left_out = rule_pairs(article, seed)
     if reasons is not None:
         reasons.update(left_out)
@@ -43,30 +40,26 @@ def build_qa_pairs(article: dict, seed: int = 42, reasons: Counter | None = None
 def written_rows(paths: list[str | Path], articles: list[dict]) -> list[dict]:
     """The rows of the questions that people wrote about `articles`, see `load_questions`."""
     by_id = {article["id"]: article for article in articles}
-    contexts = {name: article_context(article) for name, article in by_id.items()}
-    pairs = [q | {"answer": q["answers"][0]} for q in load_questions(paths, contexts)]
+    contexts = {article_id: article_context(article) for article_id, article in by_id.items()}
+    pairs = [line | {"answer": line["answers"][0]} for line in load_questions(paths, contexts)]
     return [make_row(by_id[pair["article_id"]], pair, "written") for pair in pairs]
 
 
-ROW_KEYS = ("article_id", "source", "kind", "context", "question", "answer", "prompt")
-
-
 def load_rows(path: str | Path, kinds: list[str] | None = None) -> list[dict]:
-    """The rows of these kinds (None: all) of a file that data_processing_prompt.ipynb wrote.
-
-    ValueError: there is no row at all, or none of a kind.
-    """
-    rows = read_jsonl(path, ROW_KEYS)
-    there = dict.fromkeys(row["kind"] for row in rows)
+    """The rows of `kinds` (None: all) in a file of notebook 2; ValueError if a kind has no row."""
+    rows = []
+    for where, row in numbered_lines(path, ROW_KEYS):
+        if wrong := [key for key in ROW_KEYS if not isinstance(row[key], str)]:
+            raise ValueError(f"{where}: {wrong[0]!r} is {row[wrong[0]]!r}, need text. Correct it.")
+        rows.append(row)
+    kinds_there = dict.fromkeys(row["kind"] for row in rows)
     if not rows:
-        raise ValueError(
-            f"{path} has no rows. Run data_processing_prompt.ipynb on a folder with articles."
-        )
-    if missing := [kind for kind in kinds or [] if kind not in there]:
-        raise ValueError(
-            f"{path} has no rows of the kind {missing[0]!r}. It has {', '.join(there)}. Choose "
-            f"from these, or run data_processing_prompt.ipynb with the QUESTIONS that have it."
-        )
+        need = "Run data_processing_prompt.ipynb on a folder with articles."
+        raise ValueError(f"{path} has no rows. {need}")
+    if missing := [kind for kind in kinds or [] if kind not in kinds_there]:
+        problem = f"no rows of the kind {missing[0]!r}. It has {', '.join(kinds_there)}"
+        need = "or run data_processing_prompt.ipynb with the QUESTIONS that have it"
+        raise ValueError(f"{path} has {problem}. Choose from these, {need}.")
     return [row for row in rows if kinds is None or row["kind"] in kinds]
 
 
@@ -75,17 +68,14 @@ def rule_made_questions(rows: list[dict]) -> list[dict]:
     numbers, questions = Counter(), []
     for row in rows:
         numbers[row["article_id"]] += 1
-        name = f"{row['article_id']}-r{numbers[row['article_id']]:02d}"
+        question_id = f"{row['article_id']}-r{numbers[row['article_id']]:02d}"
         references = {"reference": row["answer"], "references": [row["answer"]]}
-        questions.append(row | {"slice": "rule_made", "question_id": name} | references)
+        questions.append(row | {"slice": "rule_made", "question_id": question_id} | references)
     return questions
 
 
 def load_benchmark(path: str | Path, contexts: dict[str, str]) -> list[dict]:
-    """The written questions of the evaluation on the articles of `contexts`, see `load_questions`.
-
-    Those on other articles are passed over.
-    """
+    """The written questions of the evaluation on the articles of `contexts`, and on no others."""
     questions = []
     for line in load_questions([path], contexts, skip_others=True):
         context, answers = contexts[line["article_id"]], line["answers"]
@@ -96,20 +86,20 @@ def load_benchmark(path: str | Path, contexts: dict[str, str]) -> list[dict]:
     return questions
 
 
-def control_questions(questions: list[dict], part: str) -> dict[str, list[dict]]:
-    """The answerable questions of a slice, in the wrong place: {"no_article", "other_article"}.
+def control_questions(questions: list[dict], slice_name: str) -> dict[str, list[dict]]:
+    """{"no_article", "other_article"}: a slice's answerable questions in the wrong context.
 
     no_article: rows with an empty context. other_article: rows with the next article of
-    `questions`, the first after the last; none if there is only one article. "context_of" is the
-    id of the article in the prompt, or None. To decline an unanswerable question would be as right
-    without the article, so these take no part.
+    `questions`, the first after the last; no rows if there is only one article. "context_of" is the
+    id of the article in the prompt, or None. Unanswerable questions are left out: without their
+    article, declining would be just as right.
     """
     contexts = {row["article_id"]: row["context"] for row in questions}
     ids = list(contexts)
     following = dict(zip(ids, ids[1:] + ids[:1], strict=True))
     controls = {"no_article": [], "other_article": []}
     for row in questions:
-        if row["slice"] == part and row["kind"] != "unanswerable":
+        if row["slice"] == slice_name and row["kind"] != "unanswerable":
             other = following[row["article_id"]]
             controls["no_article"].append(_move(row, None, ""))
             if other != row["article_id"]:
@@ -118,26 +108,22 @@ def control_questions(questions: list[dict], part: str) -> dict[str, list[dict]]
 
 
 def _move(row: dict, article_id: str | None, context: str) -> dict:
-    return row | {
-        "context_of": article_id,
-        "context": context,
-        "prompt": format_prompt(context, row["question"]),
-    }
+    prompt = format_prompt(context, row["question"])
+    return row | {"context_of": article_id, "context": context, "prompt": prompt}
 
 
-# --------------------------------------------------------------------------------------------------
-# The prompt, its tokens and its labels
+IGNORE = -100  # the label of a token that is read and not learnt, for torch's cross entropy
 
-IGNORE = -100  # the label of a token that is read and not learnt, as torch's cross entropy has it
-
-PREFIX = """<|system|>
+SYSTEM = """\
 You are a QA bot who answers questions regarding the press articles of the \
 automotive company called BMW.
-Use ONLY the provided context as your source of information.
+Use ONLY the provided context as your source of information."""
+PREFIX = f"""<|system|>
+{SYSTEM}
 
 <|user|>
 Context:
-{context}
+{{context}}
 
 Question:
 """
@@ -157,18 +143,29 @@ def encode_text(tokenizer, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
+def encode_prefix(tokenizer, context: str) -> list[int]:
+    """The ids up to the question; the first is the one that this tokenizer begins with, if any."""
+    begin = tokenizer("", add_special_tokens=True)["input_ids"]
+    begin = begin if begin == [tokenizer.bos_token_id] else []
+    return begin + encode_text(tokenizer, PREFIX.format(context=context))
+
+
+def prompt_ids(tokenizer, context: str, question: str) -> list[int]:
+    """The ids of a prompt as training has them: article and question are tokenized apart."""
+    question = encode_text(tokenizer, QUESTION.format(question=question))
+    return encode_prefix(tokenizer, context) + question
+
+
 def encode_example(tokenizer, row: dict) -> dict[str, list[int]]:
     """{"input_ids", "labels"} of [prompt | answer | end of text], labels IGNORE on the prompt.
 
     Article, question and answer are tokenized apart. Each begins on a new line, where Qwen's and
-    SmolLM2's tokenizers cut anyway; so an article has the same ids whatever is asked about it.
+    SmolLM2's tokenizers cut anyway; so an article has the same ids with every question.
     """
-    (example,) = group_by_article([row], tokenizer)
-    (branch,) = example["branches"]
-    return {
-        "input_ids": example["prefix"] + branch["input_ids"],
-        "labels": [IGNORE] * len(example["prefix"]) + branch["labels"],
-    }
+    (group,) = group_by_article([row], tokenizer)
+    prefix, (branch,) = group["prefix"], group["branches"]
+    labels = [IGNORE] * len(prefix) + branch["labels"]
+    return {"input_ids": prefix + branch["input_ids"], "labels": labels}
 
 
 def group_by_article(rows: list[dict], tokenizer, per_group: int | None = None) -> list[dict]:
@@ -179,7 +176,7 @@ def group_by_article(rows: list[dict], tokenizer, per_group: int | None = None) 
     """
     groups = []
     for context, members in by_context(rows).items():
-        prefix = encode_text(tokenizer, PREFIX.format(context=context))
+        prefix = encode_prefix(tokenizer, context)
         branches = [_encode_branch(tokenizer, row) for _, row in members]
         size = per_group or len(branches)
         for start in range(0, len(branches), size):
@@ -190,9 +187,8 @@ def group_by_article(rows: list[dict], tokenizer, per_group: int | None = None) 
 
 def _encode_branch(tokenizer, row: dict) -> dict[str, list[int]]:
     if not row["answer"].strip():
-        raise ValueError(
-            f"{row['article_id']}: {row['question']!r} has an empty answer. Delete the row."
-        )
+        where = f"{row['article_id']}: {row['question']!r}"
+        raise ValueError(f"{where} has an empty answer. Delete the row.")
     question = encode_text(tokenizer, QUESTION.format(question=row["question"]))
     answer = encode_text(tokenizer, row["answer"]) + [tokenizer.eos_token_id]
     return {"input_ids": question + answer, "labels": [IGNORE] * len(question) + answer}
@@ -203,33 +199,30 @@ def drop_long(rows: list[dict], tokenizer, max_tokens: int = 2048) -> tuple[list
 
     Nothing is truncated: a cut row would lose its answer or the end of its article (trl #6668).
     """
-    lengths = token_lengths(rows, tokenizer)
-    kept = [row for row, length in zip(rows, lengths, strict=True) if length <= max_tokens]
-    return kept, [row for row, length in zip(rows, lengths, strict=True) if length > max_tokens]
+    kept, dropped = [], []
+    for row, length in zip(rows, token_lengths(rows, tokenizer), strict=True):
+        (kept if length <= max_tokens else dropped).append(row)
+    return kept, dropped
 
 
 def require_rows(kept: list[dict], dropped: list[dict], max_tokens: int) -> None:
     """ValueError if `drop_long` has left nothing."""
     if not kept:
-        raise ValueError(
-            f"All {len(dropped)} rows have over MAX_TOKENS = {max_tokens:,} tokens, need one that "
-            f"has not. Raise MAX_TOKENS, or add shorter articles."
-        )
+        problem = f"All {len(dropped)} rows have over MAX_TOKENS = {max_tokens:,} tokens"
+        need = "need one that has not. Raise MAX_TOKENS, or add shorter articles."
+        raise ValueError(f"{problem}, {need}")
 
 
 def token_lengths(rows: list[dict], tokenizer) -> list[int]:
     """The tokens of each row: prompt, answer and end of text."""
-    prefixes = {
-        context: len(encode_text(tokenizer, PREFIX.format(context=context)))
-        for context in by_context(rows)
-    }
-    return [
-        prefixes[row["context"]] + len(_encode_branch(tokenizer, row)["input_ids"]) for row in rows
-    ]
+    contexts = by_context(rows)
+    prefixes = {context: encode_prefix(tokenizer, context) for context in contexts}
+    branches = [_encode_branch(tokenizer, row)["input_ids"] for row in rows]
+    return [len(prefixes[row["context"]] + ids) for row, ids in zip(rows, branches, strict=True)]
 
 
 def by_context(rows: list[dict]) -> dict[str, list[tuple[int, dict]]]:
-    """The rows with their index, under the article they ask about."""
+    """{context: [(index, row), …]}: the rows under the article they ask about."""
     groups: dict[str, list[tuple[int, dict]]] = {}
     for index, row in enumerate(rows):
         groups.setdefault(row["context"], []).append((index, row))

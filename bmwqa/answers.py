@@ -1,4 +1,4 @@
-"""Answers and their NLL: all questions of an article at once, or one question, streamed."""
+"""Answers and their NLL: all questions of an article at once, or one question, token by token."""
 
 import gc
 import sys
@@ -11,45 +11,88 @@ from tqdm import tqdm
 from transformers.generation.streamers import BaseStreamer
 
 from bmwqa.corpus import read_jsonl, write_jsonl
-from bmwqa.one_pass import answer_questions, read_article
-from bmwqa_utils import by_context, encode_text, format_prompt, group_by_article
-
-# --------------------------------------------------------------------------------------------------
-# Many questions, read and answered together
-
+from bmwqa.one_pass import answer_questions, read_article, reference_nll, separate_rows
+from bmwqa_utils import IGNORE, by_context, group_by_article, prompt_ids
 
 ARTICLES_AT_ONCE = 12  # read one by one and answered together; the keys of all are in memory
 
 
 def answer_rows(
-    model, tokenizer, rows: list[dict], limits: int | list[int], title: str = ""
+    model,
+    tokenizer,
+    rows: list[dict],
+    limits,
+    title="",
+    groups_of=group_by_article,
+    end=None,
+    plain=False,
 ) -> list[dict]:
-    """{"answer", "stopped", "tokens", "nll", "nll_tokens"} per row, at the price of one reading.
+    """{"answer", "stopped", "tokens", "nll", "nll_tokens"} per row; each article is read once.
 
-    answer: greedy text; stopped: it ended by itself; tokens: its length, with the end; nll: nats of
-    the row's reference, of nll_tokens. limits: the most new tokens, of all or of each row; 0: only
-    the NLL. title: of a progress bar.
+    answer: the greedy text. stopped: whether it ended by itself. tokens: its length, with the end.
+    nll: of the answer in the row, in nats over nll_tokens tokens.
+    limits: the most new tokens, an int for all rows or a list; with 0, only the NLL is computed.
+    title: of a progress bar. groups_of, end: another prompt and the id of its last token, see
+    `chat_options`. plain: a row per question and the stock `generate`, for a model that one pass
+    does not fit; slower, and with the model's own attention.
     """
+    end = tokenizer.eos_token_id if end is None else end
     limits = limits if isinstance(limits, list) else [limits] * len(rows)
-    articles, done = list(by_context(rows).values()), {}
+    articles, answers = list(by_context(rows).values()), {}
     for start in range(0, len(articles), ARTICLES_AT_ONCE):
         batch = [pair for article in articles[start : start + ARTICLES_AT_ONCE] for pair in article]
-        groups = group_by_article([row for _, row in batch], tokenizer)
+        groups = groups_of([row for _, row in batch], tokenizer)
         if title:
             groups = tqdm(groups, desc=title, file=sys.stdout, ncols=100)
-        readings = [read_article(model, group) for group in groups]
-        caps, end = [limits[index] for index, _ in batch], tokenizer.eos_token_id
-        nll = [answer.cpu().double() for reading in readings for answer in reading.nll]
-        ids = answer_questions(model, readings, end, caps) if any(caps) else [[] for _ in batch]
+        caps = [limits[index] for index, _ in batch]
+        nll, ids = (_answer_apart if plain else _answer_at_once)(model, groups, end, caps)
         for (index, _), answer_nll, answer_ids in zip(batch, nll, ids, strict=True):
-            done[index] = {
-                "answer": tokenizer.decode(answer_ids, skip_special_tokens=True).strip(),
-                "stopped": end in answer_ids,
-                "tokens": len(answer_ids),
-                "nll": answer_nll.sum().item(),
-                "nll_tokens": len(answer_nll),
-            }
-    return [done[index] for index in range(len(rows))]
+            text = tokenizer.decode(answer_ids, skip_special_tokens=True).strip()
+            answer = {"answer": text, "stopped": end in answer_ids, "tokens": len(answer_ids)}
+            answers[index] = answer | answer_nll
+    return [answers[index] for index in range(len(rows))]
+
+
+def _answer_at_once(model, groups, end: int, caps: list[int]) -> tuple[list[dict], list]:
+    """({"nll", "nll_tokens"} of each reference, new ids of each answer), one pass per article."""
+    readings = [read_article(model, group) for group in groups]
+    nll = [answer.cpu().double() for reading in readings for answer in reading.nll]
+    ids = answer_questions(model, readings, end, caps) if any(caps) else [[] for _ in caps]
+    return [{"nll": nats.sum().item(), "nll_tokens": len(nats)} for nats in nll], ids
+
+
+def _answer_apart(model, groups, end: int, caps: list[int]) -> tuple[list[dict], list]:
+    """The same as `_answer_at_once`, in a row of its own per question."""
+    nll, ids = [], []
+    for group in groups:
+        for branch in group["branches"]:
+            one = group | {"branches": [branch]}
+            nats = reference_nll(model, one, separate_rows).item()
+            nll.append({"nll": nats, "nll_tokens": len(branch["labels"]) - _question(branch)})
+            prompt = group["prefix"] + branch["input_ids"][: _question(branch)]
+            limit = caps[len(ids)]
+            ids.append(generate(model, prompt, end, limit) if limit else [])
+    return nll, ids
+
+
+def _question(branch: dict) -> int:
+    return branch["labels"].count(IGNORE)
+
+
+def generate(model, prompt: list[int], end: int, limit: int, **options) -> list[int]:
+    """The new ids of the stock greedy `generate`, at most `limit`; no other token ends it."""
+    ids = torch.tensor([prompt], device=model.device)
+    output = model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        repetition_penalty=1.0,  # some models bring another value, which the evaluation lacks
+        max_new_tokens=limit,
+        eos_token_id=end,
+        pad_token_id=end,
+        **options,
+    )
+    return output[0, ids.shape[1] :].tolist()
 
 
 def kept_answers(path: Path) -> dict[tuple[str, str], dict]:
@@ -59,24 +102,24 @@ def kept_answers(path: Path) -> dict[tuple[str, str], dict]:
 
 
 def answer_missing(
-    load: Callable, tokenizer, pairs: list, caps: list[int], records: dict, path: Path, title: str
+    load: Callable, tokenizer, pairs: list, caps: list[int], records: dict, path: Path, **options
 ) -> None:
-    """Answer what `records` lacks of `pairs`; add it there and, every few articles, to `path`.
+    """Answer the `pairs` that `records` lacks; add them there and, every few articles, to `path`.
 
-    load: gives the model, called if an answer is missing. pairs: (name, row), a name being that of
-    a variant or a control. caps: the most new tokens of an answer, and of one of kind "about".
-    A line of `path` is `answer_rows`' with "variant", "question_id" and "seconds".
+    load: gives the model, and is called only if an answer is missing. pairs: (name, row), with the
+    name of a variant or a control. caps: the most new tokens, of an answer and of one of kind
+    "about". options: of `answer_rows`.
+    A line of `path` is that of `answer_rows` with "variant", "question_id" and "seconds".
     """
-    todo = [(name, row) for name, row in pairs if (name, row["question_id"]) not in records]
-    model = load() if todo else None
-    articles = list(by_context([row for _, row in todo]).values())
+    missing = [(name, row) for name, row in pairs if (name, row["question_id"]) not in records]
+    model = load() if missing else None
+    articles = list(by_context([row for _, row in missing]).values())
     for start in range(0, len(articles), ARTICLES_AT_ONCE):
         clock = time.perf_counter()
-        batch = [
-            todo[i] for article in articles[start : start + ARTICLES_AT_ONCE] for i, _ in article
-        ]
+        members = articles[start : start + ARTICLES_AT_ONCE]
+        batch = [missing[index] for article in members for index, _ in article]
         limits = [caps[row["kind"] == "about"] for _, row in batch]
-        answers = answer_rows(model, tokenizer, [row for _, row in batch], limits, title)
+        answers = answer_rows(model, tokenizer, [row for _, row in batch], limits, **options)
         seconds = (time.perf_counter() - clock) / len(batch)
         for (name, row), answer in zip(batch, answers, strict=True):
             ids = {"variant": name, "question_id": row["question_id"]}
@@ -86,32 +129,17 @@ def answer_missing(
     gc.collect()  # a model is a circle of references
 
 
-# --------------------------------------------------------------------------------------------------
-# One question, as a person would ask it: the stock `model.generate`, which has nothing to share
-
-
 def stream_answer(
     model, tokenizer, context: str, question: str, limit: int, streamer: BaseStreamer, **options
 ) -> list[int]:
-    """The token ids of the greedy answer to one question, each given to `streamer` when it comes.
+    """The token ids of the greedy answer to one question; `streamer` gets each as it comes.
 
-    The prompt is that of training; a control token in the context or the question is plain text.
+    The stock `model.generate` writes it, as one question shares nothing. The prompt is that of
+    training; a control token in the context or the question is plain text.
     limit: the most new tokens. `options` go to `model.generate`.
     """
-    prompt = encode_text(tokenizer, format_prompt(context, question))
-    ids = torch.tensor([prompt], device=model.device)
-    output = model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        repetition_penalty=1.0,  # some models bring another one, which the evaluation lacks
-        max_new_tokens=limit,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id,
-        streamer=streamer,
-        **options,
-    )
-    return output[0, ids.shape[1] :].tolist()
+    prompt, end = prompt_ids(tokenizer, context, question), tokenizer.eos_token_id
+    return generate(model, prompt, end, limit, streamer=streamer, **options)
 
 
 class Stamps(BaseStreamer):
@@ -127,14 +155,12 @@ class Stamps(BaseStreamer):
         pass
 
 
-def answer_speed(
-    model, tokenizer, context: str, question: str, new_tokens: int = 12
-) -> dict[str, float]:
+def answer_speed(model, tokenizer, context: str, question: str, new_tokens: int = 12) -> dict:
     """{"first_token_seconds", "tokens_per_second"} of one answer of `new_tokens` tokens.
 
-    first_token_seconds: from the prompt to its first token, nearly all of it reading the article.
-    tokens_per_second: after the first. The answer may not end early, so that all models write as
-    much.
+    first_token_seconds: from the prompt to the first token, which is mostly reading the article.
+    tokens_per_second: after the first token. The answer may not end early, so that all models write
+    the same number of tokens.
     """
     stamps = Stamps()
     length = {"limit": new_tokens, "min_new_tokens": new_tokens}

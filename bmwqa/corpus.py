@@ -7,9 +7,7 @@ from datetime import date
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-
-# --------------------------------------------------------------------------------------------------
-# Files
+ARTICLE_KEYS = ("id", "url", "title", "date", "category", "teaser", "text")
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -46,12 +44,9 @@ def read_jsonl(path: str | Path, keys: tuple[str, ...] = ()) -> list[dict]:
 
 def numbered_lines(path: str | Path, keys: tuple[str, ...] = ()) -> list[tuple[str, dict]]:
     """("<path>, line <number>", object) for each line of a JSONL file that is not blank."""
-    rows = []
-    for number, line in enumerate(_read(path).split("\n"), start=1):
-        if line.strip():
-            where = f"{path}, line {number}"
-            rows.append((where, _parse(line, where, keys)))
-    return rows
+    lines = enumerate(_read(path).split("\n"), start=1)
+    places = {f"{path}, line {number}": line for number, line in lines if line.strip()}
+    return [(where, _parse(line, where, keys)) for where, line in places.items()]
 
 
 def read_json(path: str | Path, keys: tuple[str, ...] = ()) -> dict:
@@ -61,7 +56,7 @@ def read_json(path: str | Path, keys: tuple[str, ...] = ()) -> dict:
 
 def _read(path: str | Path) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")  # some editors put a mark in front
     except FileNotFoundError as error:
         need = "Run the notebook before this one, or correct the path."
         raise ValueError(f"{path} is missing. {need}") from error
@@ -73,37 +68,37 @@ def _read(path: str | Path) -> str:
 def _parse(text: str, where: str, keys: tuple[str, ...]) -> dict:
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
+        json.dumps(value, ensure_ascii=False).encode()
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{where}: not JSON ({error}). Was it cut off? Mend it.") from error
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start])
+        raise ValueError(f"{where}: {half} is half a character. Delete it.") from error
     if not isinstance(value, dict):
-        got = type(value).__name__
-        raise ValueError(f"{where}: found {got}, need a JSON object. Mend it.")
+        raise ValueError(f"{where}: found {type(value).__name__}, need a JSON object. Mend it.")
     if missing := [key for key in keys if key not in value]:
         need = f"Need {', '.join(keys)}. Add it."
         raise ValueError(f"{where}: the key {missing[0]!r} is missing. {need}")
     return value
 
 
-# --------------------------------------------------------------------------------------------------
-# Articles
-
-ARTICLE_KEYS = ("id", "url", "title", "date", "category", "teaser", "text")
-
-
 def load_articles(folder: str | Path) -> list[dict]:
     """The articles `<id>.json` in `folder`, sorted by file name.
 
-    An article has the string keys of ARTICLE_KEYS. `date` is ISO ("2025-05-12"); `text` has its
-    paragraphs separated by one blank line and may be empty. ValueError names the file and what is
-    wrong with it, or the folder if it has none.
+    An article has the keys ARTICLE_KEYS, all with strings. `date` is ISO ("2025-05-12"). `text` may
+    be empty; one blank line separates its paragraphs. ValueError names what is wrong, and the file
+    or the folder.
     """
-    paths = [path for path in sorted(Path(folder).glob("*.json")) if _is_article_name(path.name)]
+    paths = [path for path in sorted(Path(folder).glob("*.json")) if not path.name.startswith(".")]
+    paths = [path for path in paths if path.name != "manifest.json"]
     if not paths:
-        need = "Run data_extraction.ipynb, or use data/sample."
-        raise ValueError(f"{folder} has no <id>.json. {need}")
+        raise ValueError(
+            f"{folder} has no <id>.json. Run data_extraction.ipynb, or use data/sample."
+        )
     articles, file_of = [], {}
     for path in paths:
-        article = _check_article(read_json(path, ARTICLE_KEYS), path)
+        article = read_json(path, ARTICLE_KEYS)
+        _check_article(article, path)
         if article["id"] in file_of:
             other = file_of[article["id"]]
             raise ValueError(f"{path}: has the id {article['id']} of {other}. Delete one of them.")
@@ -112,11 +107,7 @@ def load_articles(folder: str | Path) -> list[dict]:
     return articles
 
 
-def _is_article_name(name: str) -> bool:
-    return name != "manifest.json" and not name.startswith(".")
-
-
-def _check_article(article: dict, path: Path) -> dict:
+def _check_article(article: dict, path: Path) -> None:
     for key in ARTICLE_KEYS:
         if not isinstance(article[key], str):
             got = type(article[key]).__name__
@@ -126,18 +117,26 @@ def _check_article(article: dict, path: Path) -> dict:
     except ValueError as error:
         need = "need an ISO date like 2025-05-12"
         raise ValueError(f"{path}: 'date' is {article['date']!r}, {need}. Correct it.") from error
-    return article
 
 
 def load_corpus(folder: str | Path) -> dict[str, list[dict]]:
     """{"train": articles, "eval": articles} of a corpus folder; ValueError if one is in both."""
     corpus = {split: load_articles(Path(folder, split)) for split in ("train", "eval")}
-    if both := {a["id"] for a in corpus["train"]} & {a["id"] for a in corpus["eval"]}:
-        raise ValueError(
-            f"{folder}: {min(both)} is in train and in eval, so its scores would show memory, not "
-            f"skill. Delete {Path(folder, 'train', min(both))}.json."
-        )
+    in_eval = {mark: a["id"] for a in corpus["eval"] for mark in _release(a)}
+    for article in corpus["train"]:
+        if twin := next((in_eval[mark] for mark in _release(article) if mark in in_eval), None):
+            name = article["id"] if twin == article["id"] else f"{article['id']} (in eval {twin})"
+            why = f"{name} is in train and in eval, so its scores would show memory, not skill"
+            raise ValueError(
+                f"{folder}: {why}. Delete {Path(folder, 'train', article['id'])}.json."
+            )
     return corpus
+
+
+def _release(article: dict) -> list[str]:
+    """What two files of one release share: the id without its country (…EN_GB), and the text."""
+    text = " ".join(article["text"].lower().split())
+    return [article["id"].partition("_")[0], *([text] if text else [])]
 
 
 def article_context(article: dict) -> str:
@@ -150,10 +149,6 @@ def article_context(article: dict) -> str:
 
 
 def written_date(article: dict) -> str:
-    """The article's ISO date as people write it.
-
-    >>> written_date({"date": "2025-05-02"})
-    '2 May 2025'
-    """
+    """The article's ISO date as people write it, as "2 May 2025"."""
     day = date.fromisoformat(article["date"])
     return f"{day.day} {day:%B %Y}"

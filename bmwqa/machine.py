@@ -18,8 +18,8 @@ def choose_precision(wanted: str = "auto") -> tuple[torch.dtype, str]:
     """
     device = torch.accelerator.current_accelerator(check_available=True)
     if device is None:
-        able = torch.cpu.get_capabilities()
-        units = [name for name in ("amx_bf16", "avx512_bf16") if able.get(name)]
+        capabilities = torch.cpu.get_capabilities()
+        units = [name for name in ("amx_bf16", "avx512_bf16") if capabilities.get(name)]
         has = f"has {units[0]}" if units else "has no bf16 instructions (amx_bf16 or avx512_bf16)"
         fast, reason = bool(units), f"this CPU {has}"
     else:
@@ -33,7 +33,7 @@ def choose_precision(wanted: str = "auto") -> tuple[torch.dtype, str]:
 
 
 def hardware_arguments(dtype: torch.dtype) -> dict[str, bool]:
-    """Arguments of TrainingArguments for fp32 weights and matrix products in `dtype`, here."""
+    """What TrainingArguments needs here, for fp32 weights and matrix products in `dtype`."""
     return {"use_cpu": not torch.accelerator.is_available(), "bf16": dtype == torch.bfloat16}
 
 
@@ -52,9 +52,9 @@ def machine() -> dict:
 class PeakMemory:
     """`with PeakMemory(model) as peak: …`, then `peak.gb`: the most memory it took (1e9 bytes).
 
-    Looked at every 20 ms. What the process held beside the model before is subtracted, so a run
-    after another one counts as if it were alone; without a model nothing is. On a CUDA device it is
-    the most that torch has held there.
+    It is read every 20 ms. What the process held before, beside the model, is subtracted, so a run
+    after another counts as if it were alone; without a model, nothing is subtracted. On a CUDA
+    device, it is the most that torch has held there.
     """
 
     def __init__(self, model: torch.nn.Module | None = None):

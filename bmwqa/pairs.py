@@ -1,7 +1,7 @@
-"""Question-answer pairs of two sources (notebook 2): three by rule, and those that people wrote.
+"""Question-answer pairs from two sources (notebook 2): three rules, and people.
 
-A pair is {"kind", "question", "answer"}. By rule: the title, the date and the first paragraph of
-any article. Written: questions in people's words, from files like data/questions/train.jsonl.
+A pair is {"kind", "question", "answer"}. The rules ask any article for its title, date and first
+paragraph. People's questions come from files like data/questions/train.jsonl.
 """
 
 import random
@@ -12,18 +12,13 @@ from pathlib import Path
 
 from bmwqa.corpus import numbered_lines, written_date
 
-# --------------------------------------------------------------------------------------------------
-# By rule
-
 RULE_KINDS = ("title", "date", "about")
 PHRASINGS = {
     "title": ("What is the title of the press release?", "What is the headline of this article?"),
     "date": ("When was the press release published?", "What is the date of this press release?"),
     "about": ("What is this press release about?", "What does the article report?"),
 }
-ABOUT_LIMIT = (
-    1500  # characters; an article in one single paragraph answers with its first sentences
-)
+ABOUT_LIMIT = 1500  # characters; a longer first paragraph is cut at the end of a sentence
 SENTENCE_END = re.compile(r"(?:(?<=[a-z)\d][.!?])|(?<=[.!?][”\"]))(?=\s+[A-Z“\"])")
 NOT_PROSE = re.compile(
     r"\+\+\+|\t|^[*•-] |please contact|^(ladies and|dear |contact|press contact|check against)"
@@ -33,38 +28,35 @@ NOT_PROSE = re.compile(
 
 
 def rule_pairs(article: dict, seed: int = 42) -> tuple[list[dict], Counter]:
-    """(pairs, reasons): title, date and first paragraph, and what was left out and why.
+    """(pairs, reasons): the pairs of title, date and first paragraph, and why some are left out.
 
     An answer stands in the article's context letter for letter. `seed` chooses the phrasings.
     """
-    rng = random.Random(f"{seed}:{article['id']}")
-    answers = {
-        "title": article["title"].strip(),
-        "date": written_date(article),
-        "about": first_paragraph(article["text"]),
-    }
     if not article["text"].strip():
         return [], Counter({"the text is empty": 1})
-    pairs = [
-        {"kind": kind, "question": rng.choice(PHRASINGS[kind]), "answer": answer}
-        for kind, answer in answers.items()
-        if answer
-    ]
-    reasons = {"title": "no title", "about": "no paragraph is running text"}
-    return pairs, Counter(reasons[kind] for kind, answer in answers.items() if not answer)
+    rng, pairs, reasons = random.Random(f"{seed}:{article['id']}"), [], Counter()
+    answers = {"title": article["title"].strip(), "date": written_date(article)}
+    answers["about"] = first_paragraph(article["text"])
+    for kind, answer in answers.items():
+        if answer:
+            question = rng.choice(PHRASINGS[kind])
+            pairs.append({"kind": kind, "question": question, "answer": answer})
+        else:
+            reasons["no title" if kind == "title" else "no paragraph is running text"] += 1
+    return pairs, reasons
 
 
 def first_paragraph(text: str) -> str:
     """The first paragraph of running text, cut at a sentence's end below ABOUT_LIMIT; "" if none.
 
-    A short one, such as a headline with a full stop, gives way to a longer one.
+    A short paragraph, such as a headline with a full stop, gives way to a longer one.
 
     >>> first_paragraph("+++ Won +++\\n\\nA great day.\\n\\nUlm. The plant opened its doors today.")
     'Ulm. The plant opened its doors today.'
     """
-    prose = [part for part in re.split(r"\n\s*\n", text.strip()) if is_prose(part)]
-    long_ones = [part for part in prose if len(part.split()) > 15]
-    paragraph = (long_ones or prose or [""])[0].strip()
+    prose = [block for block in re.split(r"\n\s*\n", text.strip()) if is_prose(block)]
+    long_prose = [block for block in prose if len(block.split()) > 15]
+    paragraph = (long_prose or prose or [""])[0].strip()
     if len(paragraph) <= ABOUT_LIMIT:
         return paragraph
     ends = [match.start() for match in SENTENCE_END.finditer(paragraph)]
@@ -83,21 +75,9 @@ def is_prose(paragraph: str) -> bool:
     return bool(whole) and len(paragraph.split()) >= 6 and not NOT_PROSE.search(paragraph[:300])
 
 
-# --------------------------------------------------------------------------------------------------
-# Written by people
-
 UNANSWERABLE = "The press release does not say."
-WRITTEN_KINDS = (
-    "who",
-    "when",
-    "where",
-    "how_many",
-    "which",
-    "what",
-    "why",
-    "yes_no",
-    "unanswerable",
-)
+WRITTEN_KINDS = ("who", "when", "where", "how_many", "which", "what", "why")
+WRITTEN_KINDS += ("yes_no", "unanswerable")
 QUESTION_KEYS = ("id", "article_id", "kind", "question", "answers")
 
 
@@ -107,10 +87,10 @@ def load_questions(
     """The lines of files of written questions, each checked against the context of its article.
 
     A line has "id", "article_id", "kind" (one of WRITTEN_KINDS), "question" and "answers": a list
-    of accepted answers. The first is trained on; it stands in the article's context word for word,
+    of accepted answers. The first is trained on. It stands in the article's context word for word,
     unless the kind is yes_no ("Yes" or "No") or unanswerable (UNANSWERABLE).
-    contexts: of `article_context`, by article id. skip_others: a line on another article is passed
-    over. ValueError names the file, the line, what it has and what to do.
+    contexts: of `article_context`, by article id. skip_others: pass over lines on other articles.
+    ValueError names the file, the line, what it has and what to do.
     """
     lines, place_of = [], {}
     for path in paths:
@@ -119,10 +99,8 @@ def load_questions(
             if line["article_id"] not in contexts:
                 if skip_others:
                     continue
-                raise ValueError(
-                    f"{where}: there is no article {line['article_id']!r}. Add its file to the "
-                    f"training articles, or delete the line."
-                )
+                need = "Add its file to the training articles, or delete the line."
+                raise ValueError(f"{where}: there is no article {line['article_id']!r}. {need}")
             _check_answer(line, contexts[line["article_id"]], where)
             for key in (line["id"], (line["article_id"], line["question"].casefold())):
                 if key in place_of:
@@ -134,7 +112,7 @@ def load_questions(
 
 def _check_types(line: dict, where: str) -> None:
     for key in ("id", "article_id", "kind", "question"):
-        if not isinstance(line[key], str) or not line[key].strip():
+        if not _is_text(line[key]):
             raise ValueError(f"{where}: {key!r} is {line[key]!r}, need text. Correct it.")
     answers = line["answers"]
     if not isinstance(answers, list) or not answers or not all(map(_is_text, answers)):
@@ -163,20 +141,26 @@ def _check_answer(line: dict, context: str, where: str) -> None:
         )
 
 
-# --------------------------------------------------------------------------------------------------
-# Are they good? Measures for notebook 2 and the tests
-
 COMMON = frozenset(
     "a an the of to in on at by for from with and or as is are was were be been did do does done "
-    "has "
-    "have had will would can could may must it its this that these those what which who whom whose "
-    "when where why how many much long far old there their they he she his her him them than then "
-    "so not no into about after before during until since per out up down over one any all".split()
+    "has have had will would can could may must it its this that these those what which who whom "
+    "whose when where why how many much long far old there their they he she his her him them "
+    "than then so not no into about after before during until since per out up down over one any "
+    "all".split()
+)
+
+
+YES_NO_VERBS = frozenset(
+    "is are was were do does did has have had can could will would must may should".split()
+)
+PREPOSITIONS = frozenset(
+    "in on at by from for to of with after before during since until under over near through "
+    "between against into out besides apart alongside around within behind".split()
 )
 
 
 def first_word(question: str) -> str:
-    """What a question begins with; verbs of yes/no questions count as one word, and prepositions.
+    """What a question begins with: all verbs of yes/no questions are one word, as prepositions are.
 
     >>> [first_word(q) for q in ("Who won?", "Did it rain?", "In which town?", "Whose was it?")]
     ['who', 'is/did/…', 'in/on/…', 'who']
@@ -189,24 +173,16 @@ def first_word(question: str) -> str:
     return {"whose": "who", "whom": "who"}.get(word, word)
 
 
-YES_NO_VERBS = frozenset(
-    "is are was were do does did has have had can could will would must may should".split()
-)
-PREPOSITIONS = frozenset(
-    "in on at by from for to of with after before during since until under over near through "
-    "between against into out besides apart alongside around within behind".split()
-)
-
-
 def words(text: str) -> list[str]:
     """The lower-cased words of a text: words("The i4’s price?") is ["the", "i4’s", "price"]."""
     return re.findall(r"[\w’'-]+", text.lower())
 
 
 def share_in_common(question: str, answer: str, context: str) -> float | None:
-    """The share of a question's content words in the sentence of its answer, the lowest of several.
+    """The share of a question's content words that stand in the sentence of its answer.
 
-    None if the answer stands in no sentence, or the question has no content word.
+    Of several such sentences, the lowest share counts. None if the answer stands in no sentence, or
+    the question has no content word.
 
     >>> share_in_common("Who won the race?", "Berg", "It rained. Berg won by a second.")
     0.5

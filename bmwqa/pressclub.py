@@ -6,19 +6,20 @@ The rules come from saved pages of the real site, December 2025 to June 2026.
 import email.utils
 import re
 import time
+from contextlib import suppress
 from datetime import date
 from functools import cached_property
 from itertools import groupby
-from urllib.parse import urljoin, urlsplit
-from urllib.robotparser import RobotFileParser
+from urllib.parse import quote, urljoin, urlsplit
 
 import requests
 import urllib3
 from bs4 import BeautifulSoup, NavigableString, Tag
-from bs4.dammit import UnicodeDammit
+from bs4.dammit import EncodingDetector
+from protego import Protego
 
-BOT = "bmwqa"  # the name that robots.txt may address
-USER_AGENT = f"Mozilla/5.0 (X11; Linux x86_64) {BOT}/1.0 (article research, one request at a time)"
+BOT = "bmwqa/1.0"  # robots.txt may address it with or without the version
+USER_AGENT = f"Mozilla/5.0 (X11; Linux x86_64) {BOT} (article research, one request at a time)"
 LANGUAGE = "en-US,en;q=0.9"  # without it the site sends dates as Java prints them
 ARTICLE_LINKS = "article.newsfeed div.text h3 a[href]"  # side boxes link articles months old
 MAX_BYTES = 5_000_000  # the largest page seen is far below 1 MB
@@ -51,29 +52,31 @@ class PoliteSite:
             need = "need an address like https://www.press.bmwgroup.com/global. Correct it."
             raise ValueError(f"BASE_URL is {base_url!r}, {need}")
         self.base_url, self.delay, self.page_seconds = base_url.rstrip("/"), delay, page_seconds
-        self.host, self.requests = address.netloc, 0
+        self.host, self.requests = address.netloc.lower(), 0
         self._given_up, self._closed, self._last = 0, "", float("-inf")
         self._session = requests.Session()
-        self._session.stream = True
         self._session.headers.update({"User-Agent": USER_AGENT, "Accept-Language": LANGUAGE})
-        if address.hostname in ("127.0.0.1", "localhost"):
-            self._session.trust_env = False  # a proxy does not know this machine's own servers
+        # a proxy does not know this machine's own servers
+        self._session.trust_env = address.hostname not in ("127.0.0.1", "localhost")
 
     @cached_property
-    def robots(self) -> RobotFileParser:
+    def robots(self) -> Protego:
         """The site's robots.txt, read once; without one all is allowed (RFC 9309, 2.3.1.3)."""
-        rules, url = RobotFileParser(), urljoin(self.base_url, "/robots.txt")
+        url = urljoin(self.base_url, "/robots.txt")
         try:
-            text = self._fetch(url, html=False)
+            rules = Protego.parse(self._fetch(url, html=False))
         except FetchError as fault:
             raise FetchError(f"{url} could not be read ({fault}). Run again later.") from fault
-        rules.parse(text.splitlines())
-        self.delay = max(self.delay, float(rules.crawl_delay(BOT) or 0))
+        self.delay = max(self.delay, rules.crawl_delay(BOT) or 0)
         return rules
+
+    def allows(self, url: str) -> bool:
+        """Whether robots.txt allows the page."""
+        return self.robots.can_fetch(url, BOT)
 
     def fetch(self, url: str) -> str:
         """The whole HTML page at `url`; FetchError without it, SiteDown if the site is down."""
-        if not self.robots.can_fetch(BOT, url):
+        if not self.allows(url):
             raise FetchError("robots.txt forbids this page")
         return self._fetch(url, html=True)
 
@@ -103,37 +106,35 @@ class PoliteSite:
         for _ in range(5):
             time.sleep(max(0.0, self._last + self.delay - time.monotonic()))
             self.requests += 1
-            timeout = (10, self.page_seconds)
+            how = {"allow_redirects": False, "stream": True, "timeout": (10, self.page_seconds)}
             try:
-                with self._session.get(url, allow_redirects=False, timeout=timeout) as response:
+                with self._session.get(url, **how) as response:
                     if not response.is_redirect:
                         return self._text(response, html)
-                    url = urljoin(url, response.headers["Location"])
+                    location = response.headers["Location"].encode("latin-1")  # the bytes sent
+                    url = urljoin(url, quote(location, safe="!#$%&'()*+,/:;=?@~"))
             except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as fault:
                 raise _TryAgain(f"connection failed ({type(fault).__name__})", None) from fault
             finally:
                 self._last = time.monotonic()
-            if (host := urlsplit(url).netloc) != self.host:
+            if (host := urlsplit(url).netloc.lower()) != self.host:
                 raise FetchError(f"redirect to another host ({host!r}), not followed")
-            if html and not self.robots.can_fetch(BOT, url):
+            if html and not self.allows(url):
                 raise FetchError("redirect to a page that robots.txt forbids")
         raise FetchError("more than 5 redirects")
 
     def _text(self, response: requests.Response, html: bool) -> str:
         status = response.status_code
         content_type = response.headers.get("Content-Type", "no content type")
-        if not html and status in (404, 410):
-            return ""
         if status == 429 or status >= 500:
-            retry_after = response.headers.get("Retry-After")
-            wait = urllib3.Retry().parse_retry_after(retry_after) if retry_after else None
-            raise _TryAgain(f"HTTP {status}", wait)
+            raise _TryAgain(f"HTTP {status}", urllib3.Retry().get_retry_after(response.raw))
+        if not html and 400 <= status < 500:
+            return ""
         if status != 200:
             raise FetchError(f"HTTP {status}")
-        if html and "html" not in content_type:
+        if html and "html" not in content_type.partition(";")[0].lower():
             raise FetchError(f"got {content_type!r}, need HTML")
-        charsets = re.findall(r"charset=[\"']?([\w-]+)", content_type)[:1]
-        text = UnicodeDammit(self._receive(response), charsets, is_html=True).unicode_markup or ""
+        text = _decode(self._receive(response), content_type)
         if html and re.search("<html", text, re.I) and not re.search("</html", text, re.I):
             raise _TryAgain("truncated page (no </html>)", None)
         return text
@@ -148,6 +149,25 @@ class PoliteSite:
             if time.monotonic() > deadline:
                 raise FetchError(f"page not finished after {self.page_seconds:g} s, cut off")
         return bytes(body)
+
+
+# by windows-1252: a control character, or the surrogate of a byte that is not UTF-8
+_WINDOWS = {byte: bytes([byte]).decode("cp1252", "ignore") for byte in range(0x80, 0x100)}
+_WINDOWS |= {0xDC00 + byte: character for byte, character in _WINDOWS.items()}
+
+
+def _decode(body: bytes, content_type: str) -> str:
+    """The text by byte order mark, header or <meta>, if they fit; else by UTF-8.
+
+    As in browsers, ISO-8859-1 means windows-1252, and so do bytes that are not UTF-8.
+    """
+    body, mark = EncodingDetector.strip_byte_order_mark(body)
+    header = re.findall(r"charset\s*=[\s\"']*([^\s\"';,]+)", content_type, re.I)[:1]
+    meta = EncodingDetector.find_declared_encoding(body, is_html=True) or ""
+    for label in (mark or "", *header, meta.replace("utf-16", "utf-8")):
+        with suppress(LookupError, ValueError):
+            return body.decode(label).translate(_WINDOWS)
+    return body.decode("utf-8", "surrogateescape").translate(_WINDOWS)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -246,7 +266,7 @@ def is_english(text: str) -> bool:
 # --------------------------------------------------------------------------------------------------
 # Text
 
-_INVISIBLE = re.compile("[\u00ad\u200c-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")  # soft hyphens
+_INVISIBLE = re.compile("[\u00ad\u200c-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufdd0-\ufdd2]")
 _SPACE = re.compile(r"[\s\u200b\x00-\x1f\x7f-\x9f]+")  # \s knows nbsp and U+202F
 _BLOCKS = set(
     "address article aside blockquote center dd div dl dt fieldset figcaption figure footer form "
@@ -261,9 +281,33 @@ def body_text(body: Tag) -> str:
     A list has "- item" lines and a table "cell<tab>cell" lines. Hard wraps are folded; spacers,
     CO2 boxes, contacts and social-media links are left out.
     """
-    text = re.sub(r" *\n *", "\n", re.sub(r" {2,}", " ", _raw_text(body)))
+    text = re.sub(r" *\n *", "\n", re.sub(r" {2,}", " ", _without_notes(_raw_text(body))))
     paragraphs = (paragraph.strip(" \n") for paragraph in re.split(r"\n{2,}", text))
     return _without_contacts("\n\n".join(paragraph for paragraph in paragraphs if paragraph))
+
+
+# \ufdd0 and \ufdd1 stand around a superscript, \ufdd2 before a subscript: no text may have them
+_NOTE = (
+    "\ufdd0(?:[1-9¹²³]\\d?(?!\\d)|\\b[a-d]\\b|[][(){},;.:*†‡§#–\\s-])*\ufdd1(?! ?(?:⁄|/ ?\ufdd2))"
+)
+_NOTES = re.compile(rf" *{_NOTE}(?:[,;] ?{_NOTE})*(?=[\s.,;:!?)]|$)|{_NOTE}")
+_LENGTH = r"(?<![^\W\d_])(?:[cdmµ]?m|(?<!/100)(?<!/100 )(?<!g/)km|m/s|ft|in|yd|mi)"
+_POWER = re.compile(
+    rf"({_LENGTH}(?=\ufdd0[23]\ufdd1)|(?<![\d.,])10(?!\ufdd0[12]\ufdd1)|(?=\ufdd0[-−–]))"
+    r"\ufdd0([-−–]?\d\d?)\ufdd1"
+)
+_RAISED = str.maketrans("0123456789-−–", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁻⁻")
+
+
+def _without_notes(text: str) -> str:
+    """`text` without the superscripts that mark footnotes: 1 to 99, a to d, *, †, also in brackets.
+
+    A number outside a link is no mark after a unit of length if 2 or 3 (but in g/km, l/100 km),
+    after 10 if 3 or more, and if negative: it is an exponent. Other superscripts stay as they are.
+    """
+    text = _POWER.sub(lambda match: match[1] + match[2].translate(_RAISED), text)
+    text = _NOTES.sub("", text.replace("CO\ufdd02\ufdd1", "CO2"))
+    return re.sub("[\ufdd0-\ufdd2]", "", re.sub(r"(?<=\d)\ufdd0(?=\d)", " ", text))
 
 
 def _fold(text: str) -> str:
@@ -271,7 +315,7 @@ def _fold(text: str) -> str:
 
 
 def _line(element: Tag | None) -> str:
-    return _fold(_raw_text(element)).strip() if element else ""
+    return _fold(_without_notes(_raw_text(element))).strip() if element else ""
 
 
 def _raw_text(element: Tag) -> str:
@@ -290,7 +334,19 @@ def _raw_text(element: Tag) -> str:
     text = "".join(pieces)
     if element.name == "li":  # one paragraph, even if it is made of several or holds a list
         return "\n- " + re.sub(r"\s*\n\s*", "\n", text.strip())
+    if element.name in ("sub", "sup"):
+        return _script(element, text)
     return f"\n\n{text}\n\n" if element.name in _BLOCKS else text
+
+
+def _script(element: Tag, text: str) -> str:
+    """The text of a <sub> or <sup>, marked for `_without_notes`; a number in a link becomes *."""
+    if element.name == "sub":
+        return f"\ufdd2{text}"
+    link = element.a or element.find_parent("a")
+    if link and link.get_text(strip=True) in text:
+        text = re.sub(r"\d+", "*", text)
+    return re.sub(r"\S(?:.*\S)?", "\ufdd0\\g<0>\ufdd1", text.replace("\n", " "))
 
 
 def _rows(table: Tag) -> list[list[str]]:
@@ -320,19 +376,15 @@ def _without_contacts(text: str) -> str:
     lines = text.split("\n")  # not by paragraphs: an article may be one paragraph of lines
     numbers = [number for number, line in enumerate(lines) if line]
     filled = [lines[number] for number in numbers]
-    dropped = {numbers[place] for place in _contacts(filled) | _social_media(filled)}
+    starts = [i for i, line in enumerate(filled) if len(line) <= _PROSE and _CONTACT.match(line)]
+    contacts = {place for start in starts for place in range(start, _contact_end(filled, start))}
+    dropped = {numbers[place] for place in contacts | _social_media(filled)}
     kept = "\n".join(line for number, line in enumerate(lines) if number not in dropped)
     return re.sub(r"\n{3,}", "\n\n", kept).strip("\n") or text
 
 
-def _contacts(lines: list[str]) -> set[int]:
-    """The places of contact blocks, each from the line that opens it to `_contact_end`."""
-    starts = [i for i, line in enumerate(lines) if len(line) <= _PROSE and _CONTACT.match(line)]
-    return {place for start in starts for place in range(start, _contact_end(lines, start))}
-
-
 def _contact_end(lines: list[str], start: int) -> int:
-    """The place after the last line that says how to reach someone; names may stand between."""
+    """Where a contact ends: after its last way to reach someone; names may stand between."""
     end = start + 1 if lines[start].endswith(":") else start
     last_reach = start
     for place in range(start, len(lines)):

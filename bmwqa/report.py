@@ -1,25 +1,20 @@
-"""The tables and sentences that are made from results.json.
+"""Tables and sentences from results.json, for the notebook and README.
 
-The notebook and README show these figures through this file, so neither can say what the run did
-not measure.
+Both show figures through this file alone, so neither can say what the run did not measure.
 """
 
 import re
 from pathlib import Path
 
-# --------------------------------------------------------------------------------------------------
-# Tables, as rows of strings
+from bmwqa.scores import BASELINES, TRAINED
 
 NAMES = {"rule_made": "rule-made", "benchmark": "benchmark", "lora_merged": "lora, merged"}
-CONTEXTS = {
-    "own_article": "its own article",
-    "no_article": "no article",
-    "other_article": "another article",
-}
+CONTEXTS = {"own_article": "its own article", "no_article": "no article"}
+CONTEXTS |= {"other_article": "another article"}
 
 
 def format_number(number: float | None, form: str = ",.2f") -> str:
-    """A number in a format, "–" for None."""
+    """The number in the format `form`, "–" for None."""
     return "–" if number is None else f"{number:{form}}"
 
 
@@ -34,15 +29,16 @@ def with_interval(figure: dict, key: str = "mean", form: str = ".2f") -> str:
 
 
 def score_rows(results: dict) -> list[dict[str, str]]:
-    """A row per variant: perplexity and F1 of each slice, and the share of answers that stopped."""
+    """A row per variant: exact match, F1, perplexity, and the share of answers that stopped."""
     rows = []
     for variant, slices in results["variants"].items():
         row = {"model": variant}
-        for score, title in (("perplexity", "perplexity"), ("f1", "token F1")):
-            for name, scores in slices.items():
+        for name, scores in slices.items():
+            for score, title in (("exact_match", "exact match"), ("f1", "token F1")):
                 row[f"{title}, {NAMES[name]}"] = with_interval(scores[score])
-        headline = results["headline"]
-        row[f"stopped, {NAMES[headline]}"] = with_interval(slices[headline]["stopped"])
+        scores = slices[results["headline"]]
+        row[f"perplexity, {NAMES[results['headline']]}"] = with_interval(scores["perplexity"])
+        row["stopped"] = with_interval(scores["stopped"])
         rows.append(row)
     return rows
 
@@ -68,18 +64,15 @@ def control_rows(results: dict) -> list[dict[str, str]]:
     """A row per context in which the full variant was asked the answerable questions."""
     titles = {"f1": "token F1", "exact_match": "exact match", "declined_wrongly": "declined"}
     titles |= {"perplexity": "perplexity"}
-    return [
-        {"asked with": CONTEXTS[name]}
-        | {title: with_interval(scores[score]) for score, title in titles.items()}
-        for name, scores in results["controls"]["conditions"].items()
-    ]
+    rows = []
+    for name, scores in results["controls"]["conditions"].items():
+        cells = {title: with_interval(scores[score]) for score, title in titles.items()}
+        rows.append({"asked with": CONTEXTS[name]} | cells)
+    return rows
 
 
 def trade_off_rows(results: dict) -> list[dict[str, str]]:
-    """A row per variant: what it costs, and its F1 on the headline's questions.
-
-    LoRA merged into its base answers as beside it (tests/test_models.py): it is not scored again.
-    """
+    """A row per variant: what it costs, and its F1 on the headline's questions."""
     rows = []
     for variant, cost in results["trade_off"]["variants"].items():
         scores = results["variants"].get(variant, {}).get(results["headline"])
@@ -90,13 +83,14 @@ def trade_off_rows(results: dict) -> list[dict[str, str]]:
         row["MB on disk"] = format_number(cost["weights_mb"], ",.1f")
         row["s to first token"] = format_number(cost["first_token_seconds"])
         row["tokens per second"] = format_number(cost["tokens_per_second"], ".1f")
+        # a merged adapter answers as beside its base, see tests/test_models.py
         row["token F1"] = with_interval(scores["f1"]) if scores else "as lora"
         rows.append(row)
     return rows
 
 
 def markdown_table(rows: list[dict[str, str]]) -> str:
-    """Rows of strings as a table of README."""
+    """Rows of strings as a markdown table."""
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
@@ -107,21 +101,13 @@ def page_with(path: Path, name: str, section: str) -> str:
     old = path.read_text(encoding="utf-8")
     text, count = pattern.subn(lambda match: f"{match[1]}{section}\n{match[2]}", old)
     if count != 1:
-        raise ValueError(
-            f"{path}: found {count} places for {name!r}, need one. Restore its two comments."
-        )
+        problem = f"found {count} places for {name!r}, need one"
+        raise ValueError(f"{path}: {problem}. Restore its two comments.")
     return text
 
 
-# --------------------------------------------------------------------------------------------------
-# The verdict, in sentences
-
-
 def find_pair(results: dict, one: str, other: str) -> dict:
-    """The paired difference one - other in F1 on the headline's questions.
-
-    It is turned round where results.json has other - one.
-    """
+    """The paired difference one - other in F1 on the headline's questions, from either order."""
     headline = results["headline"]
     rows = {row["pair"]: row for row in results["differences"] if row["slice"] == headline}
     if row := rows.get(f"{one} - {other}"):
@@ -132,28 +118,40 @@ def find_pair(results: dict, one: str, other: str) -> dict:
 
 
 def verdict(results: dict) -> list[str]:
-    """What someone who must choose a model needs to know: best, price, smaller, controls.
+    """Five paragraphs for someone who must choose a model.
 
-    "Best" is the highest mean F1 on the headline's questions, the first variant among equals. It is
-    compared with the next one by the paired difference, "shown" as in `scores.paired_table`.
+    They say whether training is worth its price, whether full or LoRA is better, what both cost,
+    what the smaller model gives, and what the controls show. "Best" is the highest mean F1 on the
+    headline's questions; "shown" is as in `scores.paired_table`.
     """
-    headline, variants = results["headline"], results["variants"]
-    f1 = {variant: slices[headline]["f1"] for variant, slices in variants.items()}
-    best, second = sorted(f1, key=lambda variant: f1[variant]["mean"], reverse=True)[:2]
+    headline = results["headline"]
+    scores = {variant: slices[headline] for variant, slices in results["variants"].items()}
+
+    def best_of(variants: tuple[str, ...]) -> str:
+        return max(variants, key=lambda variant: scores[variant]["f1"]["mean"])
+
+    def figures(variant: str) -> str:
+        exact_match, f1 = (with_interval(scores[variant][key]) for key in ("exact_match", "f1"))
+        return f"{variant}: exact match {exact_match}, token F1 {f1}"
+
+    best, rival = best_of(TRAINED), best_of(BASELINES)
+    gain, full_lora = find_pair(results, best, rival), find_pair(results, "full", "lora")
+    worth = "is" if gain["shown"] and gain["difference"] > 0 else "is not"
+    ahead = f"{'full' if full_lora['difference'] > 0 else 'lora'} is the better one"
     return [
-        f"Best is **{best}**, with a token F1 of {with_interval(f1[best])} on the "
-        f"{NAMES[headline]} questions; next is {second}, with {with_interval(f1[second])}. "
-        f"{_gap(find_pair(results, best, second), 'The difference')}",
-        f"The price: {_price(results, best)}; {_price(results, second)}.",
+        f"Training {worth} shown to beat the best answer without it, on the {NAMES[headline]} "
+        f"questions. **{figures(best)}**; {figures(rival)}. {_gap(gain, 'The difference in F1')}",
+        f"{ahead if full_lora['shown'] else 'full and lora are not told apart'}. "
+        f"{_gap(full_lora, 'full - lora')}",
+        f"The price: {_price(results, 'full')}; {_price(results, 'lora')}.",
         _smaller(results),
         _controls(results),
     ]
 
 
 def _gap(row: dict, name: str) -> str:
-    p = f"p {format_number(row['p'], '.2g')}"
-    if row["p_holm"] is not None:
-        p = f"p {format_number(row['p_holm'], '.2g')} after Holm"
+    p, after = (row["p"], "") if row["p_holm"] is None else (row["p_holm"], " after Holm")
+    p = f"p {format_number(p, '.2g')}{after}"
     shown = "shown" if row["shown"] else "not shown"
     sentence = f"{name}, {with_interval(row, 'difference', '+.2f')}, is {shown} ({p})"
     if row["shown"] or row["smallest_detectable"] is None:
@@ -163,23 +161,21 @@ def _gap(row: dict, name: str) -> str:
 
 
 def _price(results: dict, variant: str) -> str:
-    cost, trained = results["trade_off"]["variants"][variant], "nothing trained"
-    if cost["trainable_parameters"] is not None:
-        pace = f"{format_number(cost['seconds_per_step'])} s per step"
-        memory = f"{format_number(cost['peak_memory_gb'], '.1f')} GB"
-        trained = f"{cost['trainable_parameters']:,} parameters trained ({pace}, {memory})"
-    disk = format_number(cost["weights_mb"], ",.1f")
-    rate = format_number(cost["tokens_per_second"], ".1f")
-    return f"{variant}, {trained}, {disk} MB on disk, {rate} tokens per second"
+    cost = results["trade_off"]["variants"][variant]
+    training = f"{cost['seconds_per_step']:,.2f} s per step, {cost['peak_memory_gb']:.1f} GB"
+    return (
+        f"{variant}, {cost['trainable_parameters']:,} parameters trained ({training}), "
+        f"{cost['weights_mb']:,.1f} MB on disk, {cost['tokens_per_second']:.1f} tokens per second"
+    )
 
 
 def _smaller(results: dict) -> str:
     clauses = []
-    for other in ("full", "base"):
+    for other in ("full", "picker"):
         row = find_pair(results, "pruned", other)
-        better = "better than" if row["difference"] > 0 else "worse than"
-        word = better if row["shown"] else "not shown to differ from"
-        clauses.append(f"{word} {other} ({with_interval(row, 'difference', '+.2f')})")
+        is_how = "better than" if row["difference"] > 0 else "worse than"
+        is_how = is_how if row["shown"] else "not shown to differ from"
+        clauses.append(f"{is_how} {other} ({with_interval(row, 'difference', '+.2f')})")
     costs = results["trade_off"]["variants"]
     disk = costs["pruned"]["weights_mb"] / costs["full"]["weights_mb"]
     rate = costs["pruned"]["tokens_per_second"] / costs["full"]["tokens_per_second"]
@@ -194,9 +190,7 @@ def _controls(results: dict) -> str:
     controls = results["controls"]
     if not controls["differences"]:
         return "No control was asked: no question has an answer."
-    scores = ", ".join(
-        f"{with_interval(scores['f1'])} with {CONTEXTS[name]}"
-        for name, scores in controls["conditions"].items()
-    )
+    f1 = {name: with_interval(scores["f1"]) for name, scores in controls["conditions"].items()}
+    figures = ", ".join(f"{f1[name]} with {CONTEXTS[name]}" for name in f1)
     gap = _gap(controls["differences"][0], "What its own article adds")
-    return f"The controls, full's F1 on answerable questions: {scores}. {gap}"
+    return f"The controls, full's F1 on answerable questions: {figures}. {gap}"

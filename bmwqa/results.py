@@ -1,25 +1,25 @@
-"""What results.json holds, field by field, and the check of it."""
+"""What results.json holds, field by field, and its check."""
 
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, Field, ValidationError, create_model
 
-from bmwqa.scores import TABLE_SCORES
+from bmwqa.scores import BASELINES, TABLE_SCORES, TRAINED
 from bmwqa.settings import Settings
 
-Variant = Literal["base", "full", "lora", "pruned"]
-Slice = Literal["rule_made", "benchmark"]  # by rule from each article; asked by a person
+Variant = Literal[(*BASELINES, *TRAINED)]
+Slice = Literal["rule_made", "benchmark"]  # from rules; from people
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 
 
-class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+class Record(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
+    """A part of results.json: no field may be missing or unknown, and no number NaN."""
 
 
-class Interval(Part):
+class Interval(Record):
     mean: float | None  # over questions; None where the score applies to no question
     low: float | None  # limits of the 95 % interval, by article; None with one article
     high: float | None
@@ -34,11 +34,11 @@ class KindInterval(Interval):
 
 
 # of one variant in one slice; bmwqa/scores.py `score_answer` defines each
-Scores = create_model("Scores", __base__=Part, **{name: (Interval, ...) for name in TABLE_SCORES})
+Scores = create_model("Scores", __base__=Record, **{name: (Interval, ...) for name in TABLE_SCORES})
 
 
-class Difference(Part):
-    """Paired, in token F1; bmwqa/scores.py `paired_difference` defines each."""
+class Difference(Record):
+    """Paired, in token F1; bmwqa/scores.py `paired_difference` defines each field."""
 
     slice: Slice
     pair: str  # "a - b": positive where a is better
@@ -56,7 +56,7 @@ class Difference(Part):
     shown: bool
 
 
-class Training(Part):
+class Training(Record):
     """training.json, beside each trained model."""
 
     model: dict[str, str]  # what it began from
@@ -64,7 +64,7 @@ class Training(Part):
     rows: Count
     rows_too_long: Count
     held_out: list[str]  # articles
-    one_pass: str  # what the check of one pass per article printed
+    one_pass: str  # the line that `choose_collator` gave
     learning_rate: Positive
     losses: list[float]  # of each step, nats per supervised token
     eval_losses: list[dict[Literal["step", "loss"], float]]
@@ -72,36 +72,35 @@ class Training(Part):
     questions: Count  # in all steps
     precision: str  # dtype of matrix products
     seconds_per_step: Positive  # median
-    peak_memory_gb: Positive  # 1e9 bytes, without what the process held before
+    peak_memory_gb: Positive  # 1e9 bytes, see `PeakMemory`
     trainable_parameters: Count
     layers_removed: list[int] | None = None  # pruned alone, counted from 0
 
 
-class Cost(Part):
+class Cost(Record):
     trainable_parameters: Count | None  # None where nothing was trained
     seconds_per_step: Positive | None
     peak_memory_gb: Positive | None
-    weights_mb: Positive  # 1e6 bytes on disk; of lora the adapter alone
-    first_token_seconds: Positive  # from the prompt to the first token, of one answer
-    tokens_per_second: Positive  # after the first token
+    weights_mb: Positive  # 1e6 bytes on disk; of lora, the adapter alone
+    first_token_seconds: Positive  # from the prompt to the first token; median over answers
+    tokens_per_second: Positive  # after the first token; median
 
 
-class Controls(Part):  # full's answers with the right article, with none, with another
+class Controls(Record):  # full's answers with the right article, with none, with another
     conditions: dict[Literal["own_article", "no_article", "other_article"], Scores]
     differences: list[Difference]  # the own article against each control
 
 
-class TradeOff(Part):
-    question_id: str  # of the answer whose speed was measured
-    prompt_tokens: Count
+class TradeOff(Record):
+    question_ids: list[str]  # of the answers whose speed was measured
     variants: dict[Variant | Literal["lora_merged"], Cost]
 
 
-class Results(Part):
+class Results(Record):
     model: dict[str, str | None]  # used and requested, with their revisions
     machine: dict[str, Any]  # processor, memory, versions
     settings: Settings
-    data: dict[str, Any]  # the manifest of notebook 2; questions asked, and left out as too long
+    data: dict[str, Any]  # the manifest of notebook 2; how many questions were too long
     headline: Slice
     training: dict[Variant, Training]
     variants: dict[Variant, dict[Slice, Scores]]
@@ -120,7 +119,7 @@ def check_results(results: dict) -> dict:
     try:
         Results.model_validate_json(json.dumps(results))
     except ValidationError as error:
-        what, place = error.errors()[0]["msg"], ".".join(map(str, error.errors()[0]["loc"]))
-        text = f"results.json, {place}: {what}. Correct it, or describe it in bmwqa/results.py."
-        raise ValueError(text) from error
+        first = error.errors()[0]
+        problem = f"results.json, {'.'.join(map(str, first['loc']))}: {first['msg']}."
+        raise ValueError(f"{problem} Correct it, or describe it in bmwqa/results.py.") from error
     return results

@@ -1,4 +1,4 @@
-"""A training run: its steps, the Trainer, what it saves, and where it goes on after a kill."""
+"""A training run: its steps, the Trainer, what it saves, and where it resumes after a kill."""
 
 import gc
 import hashlib
@@ -18,52 +18,49 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.helpers import disable_input_dtype_casting
 from tqdm import tqdm
-from transformers import (
-    EarlyStoppingCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import Trainer, TrainingArguments, set_seed
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
 from bmwqa.corpus import ROOT, read_json
 from bmwqa.machine import PeakMemory, hardware_arguments
 from bmwqa.models import load_model, save_finished, short_name
-from bmwqa.one_pass import answer_loss, read_article
+from bmwqa.one_pass import answer_loss, reference_nll
+from bmwqa.preflight import Preflight
 from bmwqa.settings import Settings
 from bmwqa_utils import group_by_article
 
-# --------------------------------------------------------------------------------------------------
-# Which steps
-
 
 def plan_steps(groups: list[dict], written: set[str], count: int, order: random.Random):
-    """The groups of `count` steps: all groups in random order, then all of them again.
+    """The groups of `count` steps: all groups in random order, then all again in a new order.
 
-    groups: of `group_by_article`; written: ids of articles with written questions. These and the
-    others take turns: with a corpus of one's own, half of the steps are there to teach reading.
+    groups: of `group_by_article`; written: ids of articles with written questions. Such articles
+    and others take turns while both last, so reading is taught even if a corpus has few of them.
     """
     steps = []
     while len(steps) < count:
         shuffled = order.sample(groups, len(groups))
-        sides = ([g for g in shuffled if (g["article_id"] in written) == side] for side in (1, 0))
-        steps += [group for pair in zip_longest(*sides) for group in pair if group is not None]
+        with_written = [group for group in shuffled if group["article_id"] in written]
+        without = [group for group in shuffled if group["article_id"] not in written]
+        turns = zip_longest(with_written, without)
+        steps += [group for turn in turns for group in turn if group is not None]
     return steps[:count]
 
 
 def plan_run(rows: list[dict], tokenizer, settings: Settings) -> tuple[list[dict], list[dict]]:
-    """(steps, held out): the groups of `group_by_article` that are trained on, one per step, and
-    those of the articles that are held out to measure the loss on. All variants get the same."""
+    """(steps, held out): groups of `group_by_article`, the same for all variants.
+
+    steps: a group per step. held out: the groups of the articles that only measure the loss.
+    """
     order = random.Random(settings.seed)
-    names = sorted({row["article_id"] for row in rows})
-    held_out = set(order.sample(names, min(settings.held_out, len(names) - 1)))
-    kept = [row for row in rows if row["article_id"] not in held_out]
-    written = {row["article_id"] for row in kept if row["source"] == "written"}
-    groups = group_by_article(kept, tokenizer, settings.questions_per_step)
-    watched = group_by_article([row for row in rows if row["article_id"] in held_out], tokenizer)
-    return plan_steps(groups, written, settings.max_steps, order), watched
+    ids = sorted({row["article_id"] for row in rows})
+    held_out = set(order.sample(ids, min(settings.held_out, len(ids) - 1)))
+    trained_rows = [row for row in rows if row["article_id"] not in held_out]
+    held_out_rows = [row for row in rows if row["article_id"] in held_out]
+    written = {row["article_id"] for row in trained_rows if row["source"] == "written"}
+    groups = group_by_article(trained_rows, tokenizer, settings.questions_per_step)
+    steps = plan_steps(groups, written, settings.max_steps, order)
+    return steps, group_by_article(held_out_rows, tokenizer)
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ class Run:
     used: dict[str, str]  # the base, see `resolve_model`
     tokenizer: object
     dtype: torch.dtype  # of matrix products
-    collate: Callable  # of `choose_collator`
+    checks: Preflight  # how the model is computed
     steps: list[dict]  # one group of `group_by_article` each
     held_out: list[dict]  # groups
     notes: dict  # kept in each training.json
@@ -84,44 +81,36 @@ class Run:
         return ROOT / self.settings.out_dir / f"{short_name(self.used['name'])}_{variant}"
 
 
-# --------------------------------------------------------------------------------------------------
-# Training
-
-
 def base_model(run: Run, dtype: torch.dtype = torch.float32):
-    """The base, loaded afresh from disk, with the seed set for whatever is drawn next."""
+    """The base, loaded afresh from disk, after the seed was set for all that is drawn next."""
     gc.collect()  # the last Trainer is a circle of references, and still holds its optimizer
     set_seed(run.settings.seed)
-    return load_model(run.used["name"], run.used["revision"], dtype)
+    return load_model(run.used["name"], run.used["revision"], dtype, attention=run.checks.attention)
 
 
 def lora_model(run: Run) -> PeftModel:
-    """The base, frozen, and beside its layers the adapter, whose weights are fp32."""
+    """The frozen base with an adapter beside its layers; the adapter's weights are fp32."""
     settings = run.settings
-    lora = LoraConfig(
-        r=settings.lora_r,
-        lora_alpha=settings.lora_alpha,
-        target_modules=settings.lora_targets,
-        task_type="CAUSAL_LM",
-    )
+    options = {"lora_alpha": settings.lora_alpha, "target_modules": settings.lora_targets}
+    lora = LoraConfig(r=settings.lora_r, task_type="CAUSAL_LM", **options)
     model = get_peft_model(base_model(run, run.dtype), lora)
     saved = model.peft_config["default"]
     saved.base_model_name_or_path, saved.revision = run.used["name"], run.used["revision"]
     return model
 
 
-# changing these changes nothing, or a thing that is in the hash by itself
+# these change nothing that is learnt, or what they change is in the hash by itself
 NOT_IN_HASH = {"model", "revision", "offline_model", "processed_dir", "out_dir", "train_kinds"}
 NOT_IN_HASH |= {"max_new_tokens", "max_new_tokens_about", "benchmark", "save_steps", "precision"}
 NOT_IN_HASH |= {"learning_rate_full", "learning_rate_lora", "max_tokens"}
 
 
 def training_arguments(run: Run, variant: str, learning_rate: float) -> TrainingArguments:
-    """Steps, rate, checkpoints; a hash of all that matters is part of the name of the folder."""
+    """Steps, rate and checkpoints; the folder's name holds a hash of all that changes a run."""
     settings, stops = run.settings, run.settings.early_stopping is not None
-    matters = [run.used, variant, learning_rate, settings.model_dump(exclude=NOT_IN_HASH)]
-    matters += [str(run.dtype), run.collate.__name__, run.steps, run.held_out]
-    mark = hashlib.sha256(json.dumps(matters).encode()).hexdigest()[:8]
+    hashed = [run.used, variant, learning_rate, settings.model_dump(exclude=NOT_IN_HASH)]
+    hashed += [str(run.dtype), run.checks.collate.__name__, run.steps, run.held_out]
+    mark = hashlib.sha256(json.dumps(hashed).encode()).hexdigest()[:8]
     return TrainingArguments(
         output_dir=str(ROOT / settings.out_dir / "runs" / f"{run.folder(variant).name}-{mark}"),
         max_steps=settings.max_steps,
@@ -153,7 +142,7 @@ def make_trainer(run: Run, variant: str, model, learning_rate: float) -> Trainer
     trainer = Trainer(
         model,
         training_arguments(run, variant, learning_rate),
-        data_collator=lambda batch: run.collate(*batch),
+        data_collator=lambda batch: run.checks.collate(*batch),
         train_dataset=run.steps,
         eval_dataset=run.held_out,
         compute_loss_func=answer_loss,
@@ -167,43 +156,41 @@ def make_trainer(run: Run, variant: str, model, learning_rate: float) -> Trainer
 
 
 def train(run: Run, variant: str, model, learning_rate: float, **notes) -> dict:
-    """Train to the variant's folder, whole or not at all; what its training.json says.
+    """What training.json says of a variant, after it was trained and saved, whole or not at all.
 
-    notes: kept in training.json. Not trained again: a variant that is there with these settings.
+    A variant that is there with these settings is not trained again. notes: kept in training.json.
     """
     trainer, folder = make_trainer(run, variant, model, learning_rate), run.folder(variant)
-    place = Path(trainer.args.output_dir)
+    checkpoints = Path(trainer.args.output_dir)
     if folder.is_dir():
         training = read_json(folder / "training.json")
-        if training.get("run") == place.name:
+        if training.get("run") == checkpoints.name:
             print(f"{folder.name} was trained with these settings. Delete it to train it again.")
             return training
-    with (
-        PeakMemory(model) as peak,
-        disable_input_dtype_casting(model),
-    ):  # autocast casts for PEFT, too
+    # autocast casts the inputs of PEFT's layers, too
+    with PeakMemory(model) as peak, disable_input_dtype_casting(model):
         trainer.add_callback(StepReport(run.steps, variant, peak))
-        trainer.train(resume_from_checkpoint=last_checkpoint(place))
-    training = training_record(run, trainer, place.name) | notes
+        trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+    training = training_record(run, trainer, checkpoints.name) | notes
     save_finished(folder, trainer.model, run.tokenizer, training)
-    shutil.rmtree(place, ignore_errors=True)
+    shutil.rmtree(checkpoints, ignore_errors=True)
     minutes = sum(entry.get("seconds", 0) for entry in trainer.state.log_history) / 60
     print(f"{folder.name}: {minutes:.1f} minutes in steps")
     return training
 
 
 def training_record(run: Run, trainer: Trainer, name: str) -> dict:
-    """training.json, see bmwqa/results.py `Training`."""
+    """training.json, see bmwqa/results.py `Training`; `name`: of the folder of checkpoints."""
     log, steps = trainer.state.log_history, run.steps[: trainer.state.global_step]
     trained = [entry for entry in log if "loss" in entry]
-    watched = [entry for entry in log if "eval_loss" in entry]
+    measured = [entry for entry in log if "eval_loss" in entry]
     return run.notes | {
         "model": run.used,
         "run": name,
         "held_out": [group["article_id"] for group in run.held_out],
         "learning_rate": trainer.args.learning_rate,
         "losses": [entry["loss"] for entry in trained],
-        "eval_losses": [{"step": e["step"], "loss": e["eval_loss"]} for e in watched],
+        "eval_losses": [{"step": e["step"], "loss": e["eval_loss"]} for e in measured],
         "articles": [group["article_id"] for group in steps],
         "questions": sum(len(group["branches"]) for group in steps),
         "precision": str(run.dtype),
@@ -214,10 +201,10 @@ def training_record(run: Run, trainer: Trainer, name: str) -> dict:
 
 
 def checkpoint_above(model, tokens: int) -> None:
-    """Turn gradient checkpointing on in batches of more than so many tokens, and off in others.
+    """Turn gradient checkpointing on for batches of more than `tokens` tokens, and off for others.
 
-    A checkpointed layer keeps only its input, and computes the rest again for the gradients, which
-    stay the same (Chen et al., arXiv 1604.06174): less memory, more time.
+    A checkpointed layer keeps only its input, and computes the rest again for the gradients. They
+    stay the same, with less memory and more time (Chen et al., arXiv 1604.06174).
     """
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     model.activation_checkpointing_enable()
@@ -229,38 +216,42 @@ def checkpoint_above(model, tokens: int) -> None:
     model.register_forward_pre_hook(choose, with_kwargs=True)
 
 
-def prune_layers(model, groups: list[dict], share: float = 0.25) -> list[int]:
+def prune_layers(model, groups: list[dict], collate: Callable, share: float = 0.25) -> list[int]:
     """The numbers of the decoder layers that were cut out of `model`, in place: a block in a row.
 
-    share: of the layers. Of all blocks that leave the last layer, the one is cut without which the
-    answers of `groups` have the lowest NLL (Kim et al., "Shortened LLaMA", arXiv 2402.02834,
-    section 3).
+    share: of all layers. The last layer stays. The cut block is that without which the answers of
+    `groups` have the lowest NLL (Kim et al., "Shortened LLaMA", arXiv 2402.02834, section 3).
     """
-    decoder = model.get_decoder()
-    layers, types = list(decoder.layers), getattr(model.config, "layer_types", None)
+    decoder, config = model.get_decoder(), model.config
+    layers = list(decoder.layers)
+    per_layer = {
+        name: values
+        for name, values in config.to_dict().items()
+        if isinstance(values, list) and len(values) == len(layers)
+    }
     count = max(1, round(len(layers) * share))
 
     def cut(first: int) -> None:
         kept = [i for i in range(len(layers)) if not first <= i < first + count]
         decoder.layers = torch.nn.ModuleList(layers[i] for i in kept)
         for number, layer in enumerate(decoder.layers):
-            layer.self_attn.layer_idx = number
-        model.config.num_hidden_layers = len(kept)
-        if types:
-            model.config.layer_types = [types[i] for i in kept]
+            for module in layer.modules():
+                if hasattr(module, "layer_idx"):
+                    module.layer_idx = number
+        config.num_hidden_layers = len(kept)
+        for name, values in per_layer.items():
+            setattr(config, name, [values[i] for i in kept])
 
     nll = {}
     for first in range(len(layers) - count):
         cut(first)
-        readings = [read_article(model, group) for group in groups]
-        nll[first] = sum(answer.sum().item() for reading in readings for answer in reading.nll)
+        nll[first] = sum(reference_nll(model, group, collate).sum().item() for group in groups)
     best = min(nll, key=nll.get)
     cut(best)
     return list(range(best, best + count))
 
 
-# --------------------------------------------------------------------------------------------------
-# During it: its bar, its checkpoints
+WHOLE = "whole"  # an empty file, written to a checkpoint after all others
 
 
 class StepReport(TrainerCallback):
@@ -274,8 +265,8 @@ class StepReport(TrainerCallback):
         self.groups, self.title, self.peak = groups, title, peak
 
     def on_train_begin(self, args, state, control, **kwargs):
-        place = {"file": sys.stdout, "ncols": 100}
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.title, **place)
+        style = {"desc": self.title, "file": sys.stdout, "ncols": 100}
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, **style)
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.clock = time.perf_counter()
@@ -290,10 +281,10 @@ class StepReport(TrainerCallback):
             return
         if not math.isfinite(logs["loss"]):
             article = self.groups[(state.global_step - 1) % len(self.groups)]["article_id"]
-            raise FloatingPointError(
-                f"Step {state.global_step}, article {article}: the loss is {logs['loss']}. Nothing "
-                f"was saved after it. Lower the learning rate, or set PRECISION = 'fp32'."
-            )
+            problem = f"the loss is {logs['loss']}. Nothing was saved after it"
+            need = "Lower the learning rate, or set PRECISION = 'fp32'."
+            where = f"Step {state.global_step}, article {article}"
+            raise FloatingPointError(f"{where}: {problem}. {need}")
         peak = self.peak.gb if self.peak else 0.0
         state.log_history[-1] |= {"seconds": self.seconds, "peak_gb": peak}
         self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
@@ -306,14 +297,8 @@ class StepReport(TrainerCallback):
         self.bar.close()
 
 
-WHOLE = "whole"  # an empty file, the last one written to a checkpoint
-
-
 def last_checkpoint(folder: str | Path) -> str | None:
-    """The newest whole checkpoint of a run, for `resume_from_checkpoint`; None if there is none.
-
-    A checkpoint that a kill has left half written is deleted.
-    """
+    """The newest whole checkpoint of a run, or None; half-written checkpoints are deleted."""
     whole = []
     for checkpoint in Path(folder).glob("checkpoint-*"):
         if (checkpoint / WHOLE).exists():

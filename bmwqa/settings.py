@@ -2,25 +2,15 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-)
+from pydantic import BaseModel, BeforeValidator, Field, PositiveFloat, PositiveInt, ValidationError
 
-NONE = BeforeValidator(lambda value: None if value == "None" else value)  # as papermill's -p has it
+NONE = BeforeValidator(lambda value: None if value == "None" else value)  # `-p X None` sends text
 Count = Annotated[int, Field(ge=0)]
 MaybePositive = Annotated[PositiveInt | None, NONE]
 
 
-class Settings(BaseModel):
-    """What a run was asked for. The parameters cell of training.ipynb says what each one means."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Settings(BaseModel, extra="forbid", frozen=True):
+    """What a run is to do. The parameters cell of training.ipynb says what each parameter means."""
 
     model: str
     revision: Annotated[str | None, NONE]
@@ -52,15 +42,16 @@ class Settings(BaseModel):
 def read_settings(names: dict[str, Any]) -> Settings:
     """The settings from a namespace with the parameters in capitals, as `globals()` in a notebook.
 
-    ValueError names the first parameter that is missing or wrong, its value, and what is needed.
+    ValueError names a parameter that is missing or wrong, its value, and what is needed.
     """
     values = {name: names[name.upper()] for name in Settings.model_fields if name.upper() in names}
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
-        name, need = str(error.errors()[0]["loc"][0]).upper(), error.errors()[0]["msg"]
+        first = error.errors()[0]
+        name = str(first["loc"][0]).upper()
         value = repr(names[name]) if name in names else "missing"
-        raise ValueError(f"{name} is {value}. {need}. Change this parameter.") from error
+        raise ValueError(f"{name} is {value}. {first['msg']}. Change this parameter.") from error
     measured = settings.held_out and settings.eval_steps <= settings.max_steps
     if settings.early_stopping is not None and not measured:
         raise ValueError(

@@ -32,8 +32,8 @@ from bmwqa.answers import answer_rows
 from bmwqa.corpus import ROOT
 from bmwqa.machine import choose_precision, machine
 from bmwqa.models import load_model, load_tokenizer, resolve_model
-from bmwqa.one_pass import choose_collator
 from bmwqa.pairs import RULE_KINDS
+from bmwqa.preflight import check_all
 from bmwqa.report import markdown_table, page_with
 from bmwqa.run import Run, base_model, lora_model, plan_run, train
 from bmwqa.scores import score_records
@@ -92,9 +92,9 @@ def train_run(variant: str, rows: list[dict], settings: Settings) -> dict:
     tokenizer = load_tokenizer(MODEL)
     kept, dropped = bq.drop_long(rows, tokenizer, settings.max_tokens)
     steps, held_out = plan_run(kept, tokenizer, settings)
-    collate, verdict = choose_collator(load_model(MODEL), steps[0])
-    notes = {"rows": len(kept), "rows_too_long": len(dropped), "one_pass": verdict}
-    run = Run(settings, used, tokenizer, dtype, collate, steps, held_out, notes)
+    checks = check_all(load_model(MODEL), tokenizer, kept, settings, ROOT / settings.out_dir)
+    notes = {"rows": len(kept), "rows_too_long": len(dropped), "one_pass": checks.one_pass}
+    run = Run(settings, used, tokenizer, dtype, checks, steps, held_out, notes)
     if variant == "lora":
         return train(run, VARIANTS[variant], lora_model(run), settings.learning_rate_lora)
     return train(run, VARIANTS[variant], base_model(run), settings.learning_rate_full)
@@ -161,9 +161,7 @@ def scores_of(answers: list[dict], questions: list[dict]) -> dict[str, float]:
     contexts = {question["article_id"]: question["context"] for question in questions}
     scores = score_records(records, contexts, ["run"]).set_index("slice")
     benchmark, by_rule = scores.loc["benchmark"], scores.loc["rule_made"]
-    answerable = benchmark[benchmark["kind"] != "unanswerable"]
-    means = {score: answerable[score].mean() for score in ("exact_match", "f1")}
-    means |= {score: benchmark[score].astype(float).mean() for score in SCORES[2:5]}
+    means = {score: benchmark[score].astype(float).mean() for score in SCORES[:5]}
     return means | by_rule.groupby("kind")["exact_match"].mean().to_dict()
 
 

@@ -1,4 +1,4 @@
-"""Run the notebooks: `python -m experiments.notebooks run|evaluate|refresh [-f FILE] [-p NAME VALUE]`.
+"""Run the notebooks: `python -m experiments.notebooks run|evaluate|refresh [-f FILE] …`.
 
 run       pairs and training, the notebooks' copies with their outputs in runs/
 evaluate  of training.ipynb the parameters and the cells under "Evaluation" alone
@@ -16,6 +16,7 @@ from pathlib import Path
 import nbformat
 import papermill
 import yaml
+from nbclient.exceptions import DeadKernelError
 from PIL import Image
 
 from bmwqa.corpus import ROOT, read_json
@@ -47,6 +48,12 @@ def execute(notebook: Path, output: Path, parameters: dict) -> None:
     except papermill.PapermillExecutionError as error:
         place = f"{notebook.name}, cell {error.exec_count}"
         sys.exit(f"\n{place}: {error.ename}: {error.evalue}\nAll of it: {output}")
+    except DeadKernelError:
+        sys.exit(
+            f"\n{notebook.name}: its process was killed, most likely because memory ran out. Close "
+            "other programs, set CHECKPOINT_ABOVE 1000, or take a smaller MODEL. A rerun goes on "
+            "at the last checkpoint."
+        )
 
 
 def read_parameters(path: Path) -> dict:
@@ -129,6 +136,8 @@ def read_options() -> tuple[str, dict]:
 
 
 def main() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # a terminal that has no ▸ goes on without it
     what, parameters = read_options()
     check_names(parameters, [PAIRS, TRAINING])
     out_dir = ROOT / parameters.get("OUT_DIR", ".")

@@ -58,7 +58,7 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
-from bmwqa.answers import Stamps, generate_answers, perplexity, stream_answer
+from bmwqa.answers import Stamps, answer_rows, stream_answer
 from bmwqa.machine import PeakMemory, choose_precision, machine
 from bmwqa.models import load_model, load_tokenizer
 from bmwqa.one_pass import ATTENTION, answer_loss, share_prefix
@@ -264,8 +264,7 @@ def evaluate(model_name: str, rows: list[dict]) -> dict:
     model, tokenizer = load(model_name, choose_precision()[0]).eval(), load_tokenizer(SMOL)
     model.set_attn_implementation(ATTENTION)
     start = time.perf_counter()
-    perplexity(model, tokenizer, rows)
-    answers = [row["answer"] for row in generate_answers(model, tokenizer, rows, NEW_TOKENS)]
+    answers = [row["answer"] for row in answer_rows(model, tokenizer, rows, NEW_TOKENS)]
     ours = time.perf_counter() - start
     model.set_attn_implementation("sdpa")
     start = time.perf_counter()

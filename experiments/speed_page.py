@@ -30,6 +30,10 @@ def checkpointed(ways: dict) -> str:
     return "{peak_gb:.1f}, {ratio:.2f} × the time".format(**ways["ours checkpointed"])
 
 
+def one_call(ways: dict) -> str:
+    return f"{ways['ours in one call']['ratio']:.2f} × the time"
+
+
 COLUMNS: list[tuple[str, str, Callable]] = [  # section, head, cell of its [model][method]
     ("speed", "s per QA pair", seconds_with_spread),
     ("speed", "against Trainer, fp32", lambda ways: f"{ways['hf fp32']['ratio']:.1f} ×"),
@@ -39,24 +43,16 @@ COLUMNS: list[tuple[str, str, Callable]] = [  # section, head, cell of its [mode
     ("fp32", "against Trainer, both fp32", lambda ways: f"{ways['hf fp32']['ratio']:.1f} ×"),
     ("memory", "GB at 2,048 tokens", lambda ways: f"{ways['ours']['peak_gb']:.1f}"),
     ("memory", "the same, checkpointed", checkpointed),
-    (
-        "attention",
-        "attention in one call",
-        lambda w: f"{w['ours in one call']['ratio']:.2f} × the time",
-    ),
-    (
-        "questions",
-        "per pair at 12 questions, to 3",
-        lambda seconds: f"{seconds['12'] / seconds['3']:.2f}",
-    ),
+    ("attention", "attention in one call", one_call),
+    ("questions", "per pair at 12 questions, to 3", lambda s: f"{s['12'] / s['3']:.2f}"),
 ]
 
 
-def table_rows(results: dict) -> list[dict[str, str]]:
-    """A row for each model and method, with the columns of the sections that speed.json has."""
+def table_rows(results: dict, columns: list) -> list[dict[str, str]]:
+    """A row per model and method, with those columns whose sections speed.json has."""
     return [
         {"model": model, "method": method}
-        | {head: cell(results[key][model][method]) for key, head, cell in COLUMNS if key in results}
+        | {head: cell(results[key][model][method]) for key, head, cell in columns if key in results}
         for model, methods in results["speed"].items()
         for method in methods
     ]
@@ -79,9 +75,9 @@ def tokens_and_rates(results: dict) -> str:
     fewer = results["tokens"]["separate"] / results["tokens"]["shared"]
     faster = results["rates"]["bf16"] / results["rates"]["fp32"]
     return (
-        f"What stands in the way of more: a pass per article reads {fewer:.1f} times fewer tokens, "
+        f"What limits the gain: a pass per article reads {fewer:.1f} times fewer tokens, "
         f"and this processor's bf16 is {faster:.1f} times as fast as its fp32. That is "
-        f"{fewer * faster:.1f} times together, if a step were nothing but matrix products. "
+        f"{fewer * faster:.1f} times together, if a step were only matrix products. "
         "Matrix units (AMX) raise the second factor."
     )
 
@@ -120,7 +116,8 @@ PARAGRAPHS: dict[str, Callable] = {  # of each section, in the order of the page
 
 def speed_section(results: dict) -> str:
     """README's part on speed, from the sections that speed.json has, and from nothing else."""
-    parts = [introduction(results), markdown_table(table_rows(results))]
+    tables = [table_rows(results, columns) for columns in (COLUMNS[:5], COLUMNS[5:])]
+    parts = [introduction(results), *map(markdown_table, tables)]
     parts += [paragraph(results) for key, paragraph in PARAGRAPHS.items() if key in results]
     return "\n\n".join(parts)
 

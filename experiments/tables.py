@@ -24,7 +24,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 HERE = ROOT / "experiments"
 FRONT, PAGE = ROOT / "README.md", HERE / "README.md"
-SHOWN = ("base", "full", "lora")
+SHOWN = ("chat", "full", "lora")
 
 
 def front_section(results: dict, lines: list[dict]) -> str:
@@ -49,13 +49,13 @@ def front_section(results: dict, lines: list[dict]) -> str:
 
 
 def example(benchmark: list[dict]) -> list[str]:
-    """The first question of a person that full answers exactly and base does not, with answers."""
+    """The first question with a span that full answers best and chat worst, with answers."""
 
     def best_f1(line: dict, variant: str) -> float:
         return max(token_f1(line[variant]["answer"], text) for text in line["references"])
 
     spans = [line for line in benchmark if line["kind"] not in ("yes_no", "unanswerable")]
-    line = max(spans, key=lambda line: best_f1(line, "full") - best_f1(line, "base"))
+    line = max(spans, key=lambda line: best_f1(line, "full") - best_f1(line, "chat"))
     articles = {article["id"]: article for article in load_articles(ROOT / "data/sample/eval")}
     article = articles[line["article_id"]]
     answers = {name: " ".join(line[name]["answer"].split())[:140] for name in SHOWN}
@@ -89,16 +89,18 @@ def results_section(results: dict) -> str:
     return "\n".join(
         [
             f"Seconds per step: {pace}; precision: {results['machine']['precision']}",
-            "Rule-made: questions after title, date and first paragraph. Holm corrects p for "
-            "three comparisons.",
+            "Rule-made: questions after title, date and first paragraph. Baselines: *base* with "
+            "the prompt of training, *chat* with its own template, *constant* (No, or the sentence "
+            "that declines), *picker* (a span of the right type in the nearest sentence). Holm "
+            "corrects p for three comparisons.",
             "",
             *(f"- {sentence}" for sentence in verdict(results)),
             "",
             markdown_table(score_rows(results)),
             "",
-            "What it costs. The speeds are those of one short answer: base, full and *lora, "
-            "merged* have the same shape and differ by noise. *lora* is the adapter without its "
-            "base, *lora, merged* with it.",
+            "What it costs. The speeds are medians of five answers, the models taking turns: base, "
+            "full and *lora, merged* have the same shape and differ by noise. *lora* is the "
+            "adapter without its base, *lora, merged* with it.",
             "",
             markdown_table(trade_off_rows(results)),
         ]

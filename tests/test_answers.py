@@ -1,4 +1,4 @@
-"""One question at a time: the answers of the evaluation, token by token, and the controls' questions."""
+"""One question at a time: answers token by token, as in the evaluation, and control questions."""
 
 import pytest
 from transformers import TextStreamer
@@ -15,7 +15,7 @@ def ask(model, tokenizer, streamer):
 
 
 def test_the_streamed_answer_is_that_of_the_evaluation(tiny_model_folder, capsys):
-    """With a control token in the article and in the question, which must stay plain text in both."""
+    """The article and the question hold a control token, which must stay plain text."""
     model, tokenizer = load_model(tiny_model_folder), load_tokenizer(tiny_model_folder)
     row = {"article_id": "T1", "context": CONTEXT, "question": QUESTION, "answer": "-"}
     (answer,) = answer_rows(model, tokenizer, [row], 12)
@@ -42,11 +42,11 @@ def test_a_token_reaches_the_streamer_before_the_next_is_made(tiny_model_folder)
 
 
 def test_speed_is_measured_over_as_many_tokens_as_asked(tiny_model_folder):
-    model, tokenizer, made = load_model(tiny_model_folder), load_tokenizer(tiny_model_folder), []
-    model.register_forward_hook(lambda *_: made.append(1))
-    found = answer_speed(model, tokenizer, CONTEXT, QUESTION, new_tokens=5)
-    assert len(made) == 5
-    assert set(found) == {"first_token_seconds", "tokens_per_second"} and min(found.values()) > 0
+    model, tokenizer, passes = load_model(tiny_model_folder), load_tokenizer(tiny_model_folder), []
+    model.register_forward_hook(lambda *_: passes.append(1))
+    speed = answer_speed(model, tokenizer, CONTEXT, QUESTION, new_tokens=5)
+    assert len(passes) == 5
+    assert set(speed) == {"first_token_seconds", "tokens_per_second"} and min(speed.values()) > 0
 
 
 def test_what_there_is_to_choose_from_is_named():
@@ -55,22 +55,17 @@ def test_what_there_is_to_choose_from_is_named():
         pick({"base": 0, "full": 1}, "ful", "variant")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Controls
 
 
 def rows_of(*articles):
-    about = [("benchmark", "who"), ("benchmark", "unanswerable"), ("rule_made", "title")]
+    kinds = [("benchmark", "who"), ("benchmark", "unanswerable"), ("rule_made", "title")]
     return [
-        {
-            "article_id": a,
-            "context": f"Text of {a}.",
-            "question": f"{kind}?",
-            "slice": part,
-            "kind": kind,
-        }
-        for a in articles
-        for part, kind in about
+        {"article_id": article, "context": f"Text of {article}.", "question": f"{kind}?"}
+        | {"slice": slice_name, "kind": kind}
+        for article in articles
+        for slice_name, kind in kinds
     ]
 
 
@@ -79,13 +74,10 @@ def test_controls_ask_answerable_questions_without_their_article_and_with_the_ne
     assert [row["article_id"] for row in controls["no_article"]] == ["T1", "T2", "T3"]
     assert {row["question"] for rows in controls.values() for row in rows} == {"who?"}
     assert {row["prompt"] for row in controls["no_article"]} == {bq.format_prompt("", "who?")}
-    assert [row["context_of"] for row in controls["other_article"]] == ["T2", "T3", "T1"]
-    assert [row["context"] for row in controls["other_article"]] == [
-        "Text of T2.",
-        "Text of T3.",
-        "Text of T1.",
-    ]
-    assert controls["other_article"][2]["prompt"] == bq.format_prompt("Text of T1.", "who?")
+    others = controls["other_article"]
+    assert [row["context_of"] for row in others] == ["T2", "T3", "T1"]
+    assert [row["context"] for row in others] == ["Text of T2.", "Text of T3.", "Text of T1."]
+    assert others[2]["prompt"] == bq.format_prompt("Text of T1.", "who?")
 
 
 def test_one_article_has_no_other():

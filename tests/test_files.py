@@ -1,4 +1,4 @@
-"""Files that are broken, missing or cut in half: one clear error that names them, and nothing lost."""
+"""Files that are broken, missing or cut in half: one clear error names them; nothing is lost."""
 
 import json
 import os
@@ -15,10 +15,8 @@ def write(folder, name, text):
 
 
 def test_articles_come_back_as_written_sorted_by_id(corpus):
-    assert [article["id"] for article in bq.load_articles(corpus / "train")] == [
-        "T0000001EN",
-        "T0000002EN",
-    ]
+    ids = [article["id"] for article in bq.load_articles(corpus / "train")]
+    assert ids == ["T0000001EN", "T0000002EN"]
 
 
 def test_empty_folder_says_which_notebook_fills_it(tmp_path):
@@ -46,11 +44,8 @@ def test_not_utf8_names_the_file_and_the_byte(corpus):
 
 @pytest.mark.parametrize("key", bq.ARTICLE_KEYS)
 def test_missing_key_names_file_and_key(corpus, article, key):
-    write(
-        corpus / "train",
-        "T0000009EN.json",
-        json.dumps({k: v for k, v in article.items() if k != key}),
-    )
+    del article[key]
+    write(corpus / "train", "T0000009EN.json", json.dumps(article))
     with pytest.raises(ValueError, match=rf"T0000009EN\.json: the key '{key}' is missing"):
         bq.load_articles(corpus / "train")
 
@@ -63,11 +58,8 @@ def test_value_of_the_wrong_type_names_the_key(corpus, article):
 
 @pytest.mark.parametrize("date", ["12.05.2025", "2025-13-01", ""])
 def test_a_date_that_is_not_iso_is_refused(corpus, article, date):
-    write(
-        corpus / "train",
-        "T0000009EN.json",
-        json.dumps(article | {"id": "T0000009EN", "date": date}),
-    )
+    changed = article | {"id": "T0000009EN", "date": date}
+    write(corpus / "train", "T0000009EN.json", json.dumps(changed))
     with pytest.raises(ValueError, match="need an ISO date like 2025-05-12"):
         bq.load_articles(corpus / "train")
 
@@ -110,10 +102,8 @@ def test_rows_without_a_key_and_files_without_rows_are_refused(tmp_path):
 
 
 def test_rows_are_chosen_by_kind_and_a_kind_that_is_not_there_is_named(tmp_path):
-    rows = [
-        {key: kind if key == "kind" else "x" for key in bq.ROW_KEYS}
-        for kind in ("title", "date", "title")
-    ]
+    kinds = ("title", "date", "title")
+    rows = [dict.fromkeys(bq.ROW_KEYS, "x") | {"kind": kind} for kind in kinds]
     bq.write_jsonl(tmp_path / "rows.jsonl", rows)
     assert bq.load_rows(tmp_path / "rows.jsonl", ["title"]) == [rows[0], rows[2]]
     assert bq.load_rows(tmp_path / "rows.jsonl") == rows
@@ -139,3 +129,42 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
         bq.write_json(path, {"old": False})
     assert json.loads(path.read_text()) == {"old": True}
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_a_mark_in_front_of_a_file_is_no_text(corpus):
+    path = corpus / "train" / "T0000001EN.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert bq.load_corpus(corpus)["train"][0]["id"] == "T0000001EN"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"id": "a\\ud83d"}', r"'\\ud83d' is half a character. Delete it"),
+        ("[" * 100_000, "not JSON"),
+        ('{"a":' * 100_000, "not JSON"),
+    ],
+)
+def test_json_that_cannot_be_kept_names_its_file(corpus, text, message):
+    (corpus / "train" / "T0000009EN.json").write_text(text)
+    with pytest.raises(ValueError, match=f"T0000009EN.json: {message}"):
+        bq.load_corpus(corpus)
+
+
+@pytest.mark.parametrize("change", [{"id": "T0000003EN_GB"}, {"id": "T0000007EN", "text": None}])
+def test_one_release_under_two_ids_is_refused(corpus, change):
+    other = bq.read_json(corpus / "eval" / "T0000003EN.json")
+    text = f"\n{other['text'].upper()} " if change.get("text", "") is None else "Another."
+    article = other | change | {"text": text}
+    bq.write_json(corpus / "train" / f"{article['id']}.json", article)
+    message = rf"{article['id']} \(in eval T0000003EN\) is in train and in eval.* Delete"
+    with pytest.raises(ValueError, match=message):
+        bq.load_corpus(corpus)
+
+
+@pytest.mark.parametrize("value", [3, None, ["x"]])
+def test_a_row_whose_answer_is_no_text_names_its_line(tmp_path, value):
+    row = dict.fromkeys(bq.ROW_KEYS, "x")
+    bq.write_jsonl(tmp_path / "train.jsonl", [row, row | {"answer": value}])
+    with pytest.raises(ValueError, match="train.jsonl, line 2: 'answer' is .*, need text"):
+        bq.load_rows(tmp_path / "train.jsonl")

@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from bmwqa.answers import Stamps, answer_rows, stream_answer
+from bmwqa.machine import choose_precision
 from bmwqa.models import (
     EMBEDDED,
     load_model,
@@ -17,21 +18,11 @@ from bmwqa.models import (
     short_name,
     weights_mb,
 )
-from bmwqa.machine import choose_precision
 
+ARTICLE = {"article_id": "T1", "context": "Munich. A museum opened."}
 ROWS = [
-    {
-        "article_id": "T1",
-        "context": "Munich. A museum opened.",
-        "question": "Where?",
-        "answer": "Munich",
-    },
-    {
-        "article_id": "T1",
-        "context": "Munich. A museum opened.",
-        "question": "What opened?",
-        "answer": "A museum",
-    },
+    ARTICLE | {"question": "Where?", "answer": "Munich"},
+    ARTICLE | {"question": "What opened?", "answer": "A museum"},
 ]
 
 
@@ -43,11 +34,12 @@ def offline(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
-def train_adapter(folder, base, learning_rate=0.5):
+def save_adapter(folder, base):
+    """Save a random adapter of `base`, with the base's name in its settings."""
     model = get_peft_model(load_model(base), LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=learning_rate)
+            torch.nn.init.normal_(parameter, std=0.5)
     model.peft_config["default"].base_model_name_or_path = str(base)
     save_finished(folder, model, load_tokenizer(base))
 
@@ -60,10 +52,8 @@ def test_offline_the_embedded_model_steps_in_and_says_why(offline):
 
 
 def test_offline_without_a_stand_in_names_both_ways_out(offline):
-    with pytest.raises(
-        ValueError,
-        match="the hub cannot be reached.* 'smollm2-135m' or to the path of a local model",
-    ):
+    message = "the hub cannot be reached.* 'smollm2-135m' or to the path of a local model"
+    with pytest.raises(ValueError, match=message):
         resolve_model("Qwen/Qwen2.5-0.5B", "060db64", None)
 
 
@@ -96,15 +86,13 @@ def test_a_half_written_checkpoint_is_named(tmp_path, tiny_model_folder, damage)
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(
-        ValueError,
-        match="broken holds no whole model .* Delete it; then train or fetch it again",
-    ):
+    message = "broken holds no whole model .* Delete it; then train or fetch it again"
+    with pytest.raises(ValueError, match=message):
         load_model(folder)
 
 
 def test_a_half_written_adapter_is_named(tmp_path, tiny_model_folder):
-    train_adapter(tmp_path / "lora", tiny_model_folder)
+    save_adapter(tmp_path / "lora", tiny_model_folder)
     weights = tmp_path / "lora" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(ValueError, match="lora holds no whole model"):
@@ -126,12 +114,8 @@ def test_a_save_that_fails_leaves_the_old_model(tmp_path, tiny_model_folder, mon
 
 
 def test_a_finished_model_is_safetensors_and_json_only(tiny_model_folder):
-    assert {path.suffix for path in tiny_model_folder.iterdir()} <= {
-        ".safetensors",
-        ".json",
-        ".jinja",
-        ".txt",
-    }
+    suffixes = {path.suffix for path in tiny_model_folder.iterdir()}
+    assert suffixes <= {".safetensors", ".json", ".jinja", ".txt"}
 
 
 def nll(model, tokenizer):
@@ -142,7 +126,7 @@ def test_the_base_is_the_base_after_an_adapter_was_loaded(tmp_path, tiny_model_f
     """PEFT changes a base model in place (peft #940): each variant must come from disk."""
     tokenizer = load_tokenizer(tiny_model_folder)
     before = nll(load_model(tiny_model_folder), tokenizer)
-    train_adapter(tmp_path / "lora", tiny_model_folder)
+    save_adapter(tmp_path / "lora", tiny_model_folder)
     adapted = nll(load_model(tmp_path / "lora"), tokenizer)
     after = nll(load_model(tiny_model_folder), tokenizer)
     assert before == after != adapted
@@ -150,13 +134,13 @@ def test_the_base_is_the_base_after_an_adapter_was_loaded(tmp_path, tiny_model_f
 
 def test_an_adapter_names_its_base_and_not_a_path_of_this_machine(tmp_path):
     config = tmp_path / "lora" / "adapter_config.json"
-    train_adapter(tmp_path / "lora", EMBEDDED)
+    save_adapter(tmp_path / "lora", EMBEDDED)
     assert json.loads(config.read_text())["base_model_name_or_path"] == "smollm2-135m"
 
 
 def test_merged_the_adapter_answers_exactly_as_beside_its_base(tmp_path, tiny_model_folder):
-    """In fp32: the same tokens and reference losses, from memory and from disk; and not those of the base."""
-    train_adapter(tmp_path / "lora", tiny_model_folder)
+    """The same tokens and losses in fp32, from memory and from disk, and not those of the base."""
+    save_adapter(tmp_path / "lora", tiny_model_folder)
     tokenizer = load_tokenizer(tiny_model_folder)
 
     def answers(model):

@@ -3,6 +3,7 @@
 import ast
 import inspect
 import json
+import math
 import re
 import subprocess
 import sys
@@ -31,13 +32,12 @@ def code(notebook):
 
 
 def output_text(notebook):
-    parts = []
+    texts = []
     for cell in code(notebook):
         for output in cell.outputs:
-            parts += [output.get("text", "")] + [
-                str(v) for k, v in output.get("data", {}).items() if k.startswith("text/")
-            ]
-    return "\n".join(parts)
+            texts.append(output.get("text", ""))
+            texts += [str(v) for k, v in output.get("data", {}).items() if k.startswith("text/")]
+    return "\n".join(texts)
 
 
 def parameters(notebook):
@@ -46,11 +46,8 @@ def parameters(notebook):
 
 
 def definitions(source):
-    return {
-        node.name
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.FunctionDef | ast.ClassDef)
-    }
+    kinds = ast.FunctionDef | ast.ClassDef
+    return {node.name for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)}
 
 
 @each
@@ -70,25 +67,19 @@ LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 @pytest.mark.skipif(
     not LARGE_PAGES.exists() or "[madvise]" not in LARGE_PAGES.read_text(),
-    reason="the kernel gives none on request",
+    reason="the kernel gives no large pages on request",
 )
-@pytest.mark.parametrize("part", [0, 1], ids=["training", "evaluation"])
-def test_the_imports_of_a_fresh_kernel_turn_on_large_pages(part):
-    """peft and the Trainer make a tensor when they are imported, and torch reads its switch only once."""
-    cell = [cell for cell in code(NOTEBOOKS[2]) if "import bmwqa_utils" in cell.source][part]
-    imports = [
-        node
-        for node in ast.parse(cell.source).body
-        if isinstance(node, ast.Import | ast.ImportFrom)
-    ]
-    probe = (
-        "import torch; kept = torch.ones(30_000_000); print(open('/proc/self/smaps_rollup').read())"
-    )
-    source = "\n".join([*map(ast.unparse, imports), probe])
-    ran = subprocess.run(
-        [sys.executable, "-c", source], cwd=bq.ROOT, capture_output=True, text=True, check=True
-    )
-    assert int(re.search(r"AnonHugePages: +(\d+) kB", ran.stdout)[1]) > 100_000
+@pytest.mark.parametrize("half", [0, 1], ids=["training", "evaluation"])
+def test_the_imports_of_a_fresh_kernel_turn_on_large_pages(half):
+    """The imports of peft and the Trainer make a tensor, and torch reads its switch only once."""
+    cell = [cell for cell in code(NOTEBOOKS[2]) if "import bmwqa_utils" in cell.source][half]
+    kinds = ast.Import | ast.ImportFrom
+    lines = [ast.unparse(node) for node in ast.parse(cell.source).body if isinstance(node, kinds)]
+    lines.append("import torch; kept = torch.ones(30_000_000)")
+    lines.append("print(open('/proc/self/smaps_rollup').read())")
+    command = [sys.executable, "-c", "\n".join(lines)]
+    process = subprocess.run(command, cwd=bq.ROOT, capture_output=True, text=True, check=True)
+    assert int(re.search(r"AnonHugePages: +(\d+) kB", process.stdout)[1]) > 100_000
 
 
 @each
@@ -111,7 +102,7 @@ def test_one_short_parameters_cell(notebook):
 
 @pytest.mark.parametrize("name, notebook", zip(NAMES, NOTEBOOKS, strict=True), ids=NAMES)
 def test_every_parameter_can_be_set_from_outside(name, notebook):
-    """papermill reads the parameters cell by itself, and passes over a line with two equal signs."""
+    """papermill reads the parameters cell by itself and skips a line with two equal signs."""
     names = [node.targets[0].id for node in ast.parse(parameters(notebook)).body]
     assert list(papermill.inspect_notebook(str(bq.ROOT / name))) == names
 
@@ -147,13 +138,12 @@ def test_no_path_of_a_machine_no_device_no_dead_code(notebook):
 
 @each
 def test_every_decimal_in_the_prose_comes_from_an_output(notebook):
-    """A number that a person typed goes stale; links, versions and code are no measurements."""
+    """A typed number goes stale. Links, versions, code and headings are no measurements."""
+    no_measurement = r"`[^`]*`|\]\([^)]*\)|[A-Za-z]+\d+\.\d+\S*|^#+ .*"
     shown = output_text(notebook) + "\n".join(cell.source for cell in code(notebook))
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            prose = re.sub(
-                r"`[^`]*`|\]\([^)]*\)|[A-Za-z]+\d+\.\d+\S*|^#+ .*", "", cell.source, flags=re.M
-            )
+            prose = re.sub(no_measurement, "", cell.source, flags=re.M)
             for number in re.findall(r"\d+\.\d+", prose):
                 assert number in shown, f"{number} in: {cell.source}"
 
@@ -162,68 +152,48 @@ def test_nothing_is_defined_twice():
     owners = {}
     modules = [*bq.ROOT.glob("*.py"), *bq.ROOT.glob("bmwqa/*.py")]
     sources = {path.name: path.read_text(encoding="utf-8") for path in modules}
-    sources |= {
-        name: "\n".join(cell.source for cell in code(notebook))
-        for name, notebook in zip(NAMES, NOTEBOOKS, strict=True)
-    }
+    for name, notebook in zip(NAMES, NOTEBOOKS, strict=True):
+        sources[name] = "\n".join(cell.source for cell in code(notebook))
     for name, source in sources.items():
         for defined in definitions(source) - {"__init__", "__enter__", "__exit__"}:
-            assert owners.setdefault(defined, name) == name, (
-                f"{defined} is in {name} and in {owners[defined]}"
-            )
+            owner = owners.setdefault(defined, name)
+            assert owner == name, f"{defined} is in {name} and in {owner}"
 
 
 def test_keywords_of_the_libraries_exist():
-    """An argument that a library has renamed should fail here, not after minutes of training."""
+    """A keyword that a library has renamed fails here, and not after minutes of training."""
     known = {
         "TrainingArguments": inspect.signature(TrainingArguments).parameters,
         "Trainer": inspect.signature(Trainer.__init__).parameters,
         "LoraConfig": inspect.signature(LoraConfig).parameters,
     }
-    found = set()
+    called = set()
     source = (bq.ROOT / "bmwqa" / "run.py").read_text(encoding="utf-8")
     for call in ast.walk(ast.parse(source)):
         if isinstance(call, ast.Call) and getattr(call.func, "id", "") in known:
-            found.add(call.func.id)
+            called.add(call.func.id)
             for keyword in call.keywords:
                 assert keyword.arg is None or keyword.arg in known[call.func.id], keyword.arg
-    assert found == set(known)
+    assert called == set(known)
 
 
 def run(name, folder, **parameters):
     """Execute a notebook as `make run` does and return what it printed."""
     output = folder / Path(name).name
     folder.mkdir(exist_ok=True)
-    papermill.execute_notebook(
-        str(bq.ROOT / name),
-        str(output),
-        parameters,
-        kernel_name="python3",
-        cwd=str(bq.ROOT),
-        progress_bar=False,
-    )
+    kernel = dict(kernel_name="python3", cwd=str(bq.ROOT), progress_bar=False)
+    papermill.execute_notebook(str(bq.ROOT / name), str(output), parameters, **kernel)
     return output_text(nbformat.read(output, as_version=4))
 
 
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory, tiny_model_folder):
-    """Pairs of the sample corpus, then three steps of each training and the whole evaluation, on the tiny model."""
+    """Folder, parameters and prints of a small run: pairs, three steps per training, evaluation."""
     folder = tmp_path_factory.mktemp("run")
-    pairs = run(
-        "data_processing_prompt.ipynb",
-        folder,
-        ARTICLES_DIR="data/sample",
-        PROCESSED_DIR=str(folder / "processed"),
-    )
-    parameters = dict(
-        MODEL=str(tiny_model_folder),
-        PROCESSED_DIR=str(folder / "processed"),
-        OUT_DIR=str(folder),
-        MAX_STEPS=3,
-        EVAL_STEPS=2,
-        MAX_NEW_TOKENS=3,
-        MAX_NEW_TOKENS_ABOUT=4,
-    )
+    processed = dict(PROCESSED_DIR=str(folder / "processed"))
+    pairs = run("data_processing_prompt.ipynb", folder, ARTICLES_DIR="data/sample", **processed)
+    parameters = processed | dict(MODEL=str(tiny_model_folder), OUT_DIR=str(folder))
+    parameters |= dict(MAX_STEPS=3, EVAL_STEPS=2, MAX_NEW_TOKENS=3, MAX_NEW_TOKENS_ABOUT=4)
     training = run("training.ipynb", folder, **parameters)
     return folder, parameters, pairs, training
 
@@ -258,9 +228,8 @@ def test_early_stopping_ends_a_run_that_gets_worse_and_keeps_its_best_model(tmp_
     notebook = nbformat.read(bq.ROOT / "training.ipynb", as_version=4)
     notebook.cells = notebook.cells[: tagged(notebook, "evaluation")]
     nbformat.write(notebook, tmp_path / "training.ipynb")
-    changes = dict(
-        OUT_DIR=str(tmp_path), MAX_STEPS=12, EVAL_STEPS=1, EARLY_STOPPING=2, LEARNING_RATE_FULL=0.3
-    )
+    changes = dict(MAX_STEPS=12, EVAL_STEPS=1, EARLY_STOPPING=2, LEARNING_RATE_FULL=0.3)
+    changes |= dict(OUT_DIR=str(tmp_path))
     run(str(tmp_path / "training.ipynb"), tmp_path / "out", **parameters | changes)
     training = json.loads((tmp_path / "tiny_full_ft" / "training.json").read_text())
     held_out = [entry["loss"] for entry in training["eval_losses"]]
@@ -268,19 +237,14 @@ def test_early_stopping_ends_a_run_that_gets_worse_and_keeps_its_best_model(tmp_
     assert min(held_out[-2:]) > min(held_out) == held_out[-3]
     tokenizer = load_tokenizer(parameters["MODEL"])
     rows = bq.load_rows(f"{parameters['PROCESSED_DIR']}/train.jsonl", ["title", "date", "about"])
-    watched = bq.group_by_article(
-        [row for row in rows if row["article_id"] in training["held_out"]], tokenizer
-    )
-    model = load_model(tmp_path / "tiny_full_ft")
+    watched = [row for row in rows if row["article_id"] in training["held_out"]]
+    model, losses = load_model(tmp_path / "tiny_full_ft"), []
     with torch.no_grad():
-        batches = [share_prefix(group) for group in watched]
-        found = [
-            answer_loss(
-                model(**{key: batch[key] for key in batch.keys() - {"labels"}}), batch["labels"]
-            )
-            for batch in batches
-        ]
-    assert torch.stack(found).mean().item() == pytest.approx(min(held_out), rel=0.02)
+        for group in bq.group_by_article(watched, tokenizer):
+            batch = share_prefix(group)
+            labels = batch.pop("labels")
+            losses.append(answer_loss(model(**batch), labels))
+    assert torch.stack(losses).mean().item() == pytest.approx(min(held_out), rel=0.02)
 
 
 def test_results_hold_what_the_page_shows(small_run):
@@ -289,22 +253,18 @@ def test_results_hold_what_the_page_shows(small_run):
     lines = bq.read_jsonl(folder / "eval_generations.jsonl")
     assert results["model"]["revision"] == "local folder"
     for variant in ("base", "full", "lora", "pruned"):
-        nll = [line[variant]["nll"] for line in lines if line["slice"] == "rule_made"]
-        tokens = [line[variant]["nll_tokens"] for line in lines if line["slice"] == "rule_made"]
-        assert results["variants"][variant]["rule_made"]["perplexity"]["mean"] == pytest.approx(
-            2.718281828459045 ** (sum(nll) / sum(tokens)), rel=1e-9
-        )
+        answers = [line[variant] for line in lines if line["slice"] == "rule_made"]
+        nll, tokens = (sum(answer[key] for answer in answers) for key in ("nll", "nll_tokens"))
+        perplexity = results["variants"][variant]["rule_made"]["perplexity"]["mean"]
+        assert perplexity == pytest.approx(math.exp(nll / tokens), rel=1e-9)
         assert all({"answer", "stopped"} <= line[variant].keys() for line in lines)
         for kind, cap in (("about", 4), ("title", 3)):
             assert max(line[variant]["tokens"] for line in lines if line["kind"] == kind) == cap
     controls = [line["controls"] for line in lines if "controls" in line]
-    assert len(controls) == sum(
-        line["slice"] == "benchmark" and line["kind"] != "unanswerable" for line in lines
-    )
-    assert all(
-        control["no_article"]["nll_tokens"] == control["other_article"]["nll_tokens"]
-        for control in controls
-    )
+    answerable = [line for line in lines if line["kind"] != "unanswerable"]
+    assert len(controls) == sum(line["slice"] == "benchmark" for line in answerable)
+    for control in controls:
+        assert control["no_article"]["nll_tokens"] == control["other_article"]["nll_tokens"]
     assert results["trade_off"]["variants"].keys() == results["variants"].keys() | {"lora_merged"}
 
 
@@ -319,39 +279,31 @@ def options(parameters):
 
 
 def test_evaluation_alone_in_a_fresh_kernel_rebuilds_its_files(small_run):
-    """Interrupted after some articles: the rest is asked again, and everything comes out as before."""
+    """Interrupted after four articles, it asks the rest again and ends with the same results."""
     folder, parameters, _, _ = small_run
-    before = {
-        name: (folder / name).read_text() for name in ("eval_generations.jsonl", "results.json")
-    }
+    paths = [folder / name for name in ("eval_generations.jsonl", "results.json")]
+    lines, results = (path.read_text() for path in paths)
     (progress,) = (folder / "runs").glob("evaluation-*.jsonl")
     records = bq.read_jsonl(progress)
     articles = [record["question_id"].split("-")[0] for record in records]
-    kept = next(
-        i for i, article in enumerate(articles) if len(dict.fromkeys(articles[: i + 1])) == 5
-    )
+    kept = articles.index(list(dict.fromkeys(articles))[4])
     bq.write_jsonl(progress, records[:kept])
-    for name in before:
-        (folder / name).unlink()
+    for path in paths:
+        path.unlink()
     done = notebooks("evaluate", *options(parameters))
     assert done.returncode == 0, done.stderr
     assert f"{kept} of {len(records)} answers are there from an earlier run" in done.stdout
-    assert (folder / "eval_generations.jsonl").read_text() == before["eval_generations.jsonl"]
-    variants = [
-        json.loads(text)["variants"]
-        for text in ((folder / "results.json").read_text(), before["results.json"])
-    ]
-    assert variants[0] == variants[1]
+    assert paths[0].read_text() == lines
+    assert json.loads(paths[1].read_text())["variants"] == json.loads(results)["variants"]
     assert "perplexity base" in done.stdout
 
 
 def test_rows_that_are_all_too_long_are_one_clear_error(small_run, tmp_path):
     _, parameters, _, _ = small_run
-    with pytest.raises(
-        papermill.PapermillExecutionError,
-        match=r"have over MAX_TOKENS = 10 tokens.*Raise MAX_TOKENS",
-    ):
-        run("training.ipynb", tmp_path, **parameters | dict(MAX_TOKENS=10, OUT_DIR=str(tmp_path)))
+    changes = dict(MAX_TOKENS=10, OUT_DIR=str(tmp_path))
+    message = r"have over MAX_TOKENS = 10 tokens.*Raise MAX_TOKENS"
+    with pytest.raises(papermill.PapermillExecutionError, match=message):
+        run("training.ipynb", tmp_path, **parameters | changes)
 
 
 def test_evaluation_without_models_says_what_to_do(tmp_path, small_run):
@@ -385,6 +337,5 @@ def test_a_parameter_file_that_is_none_is_refused(tmp_path, text, message):
 
 def test_the_original_settings_are_parameters_of_the_notebook():
     original = yaml.safe_load((bq.ROOT / "experiments/original.yaml").read_text())
-    assert original.keys() <= {
-        n for name in NAMES[1:] for n in papermill.inspect_notebook(str(bq.ROOT / name))
-    }
+    paths = [str(bq.ROOT / name) for name in NAMES[1:]]
+    assert original.keys() <= {name for path in paths for name in papermill.inspect_notebook(path)}

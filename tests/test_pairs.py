@@ -1,4 +1,4 @@
-"""Pairs by rule and written questions: right ones come through, and wrong lines are named with what to do."""
+"""Pairs by rule and written questions: right ones come through; an error names each wrong line."""
 
 import doctest
 import json
@@ -29,24 +29,21 @@ def test_the_examples_in_the_docstrings():
         assert doctest.testmod(module).failed == 0
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # By rule
 
 
 def rule(text, title="Hill Race won."):
-    made, left_out = pairs.rule_pairs(ARTICLE | {"text": text, "title": title})
-    return {pair["kind"]: pair["answer"] for pair in made}, left_out
+    """The answers by kind, and what is left out."""
+    rule_pairs, left_out = pairs.rule_pairs(ARTICLE | {"text": text, "title": title})
+    return {pair["kind"]: pair["answer"] for pair in rule_pairs}, left_out
 
 
 def test_title_date_and_first_paragraph_stand_in_the_context():
-    made, left_out = pairs.rule_pairs(
-        ARTICLE | {"text": "Ulm. Anna Berg won on Sunday.\n\nIt rained later."}
-    )
-    assert [pair["answer"] for pair in made] == [
-        "Hill Race won.",
-        "4 May 2025",
-        "Ulm. Anna Berg won on Sunday.",
-    ]
+    text = "Ulm. Anna Berg won on Sunday.\n\nIt rained later."
+    rule_pairs, left_out = pairs.rule_pairs(ARTICLE | {"text": text})
+    answers = [pair["answer"] for pair in rule_pairs]
+    assert answers == ["Hill Race won.", "4 May 2025", "Ulm. Anna Berg won on Sunday."]
     assert not left_out
 
 
@@ -63,40 +60,38 @@ def test_title_date_and_first_paragraph_stand_in_the_context():
     ],
 )
 def test_what_is_no_running_text_is_passed_over(before):
-    made, _ = rule(f"{before}\n\nUlm. Anna Berg won the race on Sunday.")
-    assert made["about"] == "Ulm. Anna Berg won the race on Sunday."
+    answers, _ = rule(f"{before}\n\nUlm. Anna Berg won the race on Sunday.")
+    assert answers["about"] == "Ulm. Anna Berg won the race on Sunday."
 
 
 def test_a_headline_gives_way_to_the_paragraph_behind_it():
     lead = "A strong year for the whole team."
-    text = "Anna Berg won the race on Sunday after a long fight with two others who had led before it rained."
+    text = "Anna Berg won the race on Sunday after a long fight with two others"
+    text += " who had led before it rained."
     assert rule(f"{lead}\n\n{text}")[0]["about"] == text
     assert rule(f"{lead}\n\nRain")[0]["about"] == lead
 
 
 def test_an_article_in_one_paragraph_answers_with_whole_first_sentences():
-    made, _ = rule(
-        " ".join(f"Car {number} came in on lap {number} of the race." for number in range(90))
-    )
-    assert 1300 < len(made["about"]) <= pairs.ABOUT_LIMIT
-    assert made["about"].endswith("of the race.")
+    sentences = [f"Car {number} came in on lap {number} of the race." for number in range(90)]
+    answers, _ = rule(" ".join(sentences))
+    assert 1300 < len(answers["about"]) <= pairs.ABOUT_LIMIT
+    assert answers["about"].endswith("of the race.")
 
 
 def test_what_is_missing_is_counted_and_not_invented():
-    assert rule("Rain", title=" ") == (
-        {"date": "4 May 2025"},
-        Counter({"no title": 1, "no paragraph is running text": 1}),
-    )
+    left_out = Counter({"no title": 1, "no paragraph is running text": 1})
+    assert rule("Rain", title=" ") == ({"date": "4 May 2025"}, left_out)
     assert rule(" \n\n ") == ({}, Counter({"the text is empty": 1}))
 
 
 def test_the_seed_chooses_the_phrasing_and_nothing_else():
-    asked = {pairs.rule_pairs(ARTICLE, seed)[0][0]["question"] for seed in range(20)}
-    assert asked == set(pairs.PHRASINGS["title"])
+    questions = {pairs.rule_pairs(ARTICLE, seed)[0][0]["question"] for seed in range(20)}
+    assert questions == set(pairs.PHRASINGS["title"])
     assert pairs.rule_pairs(ARTICLE, 7) == pairs.rule_pairs(ARTICLE, 7)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Written
 
 
@@ -147,10 +142,10 @@ def test_a_wrong_line_is_one_error_with_its_number_and_what_to_do(tmp_path, chan
 
 @pytest.mark.parametrize("key", pairs.QUESTION_KEYS)
 def test_a_missing_key_is_named(tmp_path, key):
-    with pytest.raises(
-        ValueError, match=rf"line 1: the key '{key}' is missing. Need id, article_id"
-    ):
-        load(tmp_path, {name: value for name, value in LINE.items() if name != key})
+    shorter = {name: value for name, value in LINE.items() if name != key}
+    message = f"line 1: the key '{key}' is missing. Need id, article_id"
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path, shorter)
 
 
 def test_a_line_that_is_there_twice_is_refused(tmp_path):
@@ -168,7 +163,7 @@ def test_a_file_that_is_missing_or_broken_is_named(tmp_path):
         pairs.load_questions([tmp_path / "cut.jsonl"], {})
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Measures
 
 

@@ -1,0 +1,95 @@
+"""Answers without training: two constants, a span picker, and the base with its own chat prompt.
+
+None of them was tuned on the benchmark. A trained model that does not beat them has learnt little.
+"""
+
+import math
+import re
+from collections import Counter
+
+from bmwqa.pairs import COMMON, UNANSWERABLE, YES_NO_VERBS, words
+from bmwqa_utils import IGNORE, SYSTEM, by_context, encode_text
+
+CAPITAL = r"[A-ZÄÖÜ][\w’-]*"
+NAME = rf"{CAPITAL}(?: (?:(?:of|von|van|de|der) )?(?:{CAPITAL}|\d+))*"
+NUMBER = r"[€$£]?\d[\d.,:]*(?: (?:million|billion))?(?: ?(?:%|[a-z]\w*))?"
+MONTH = r"(?:January|February|March|April|May|June|July|August|September|October|November|December)"
+DATE = rf"\d\d? {MONTH}(?: \d{{4}})?|{MONTH} \d{{4}}|\d\d?:\d\d|{MONTH}|\b(?:19|20)\d\d\b|\w+day\b"
+TYPES = {  # what a question begins with -> a pattern whose first group is the span
+    r"who|whose|whom": rf"({NAME})",
+    r"when|since when|until when": f"({DATE})",
+    r"where|in which|at which|to which": rf"\b(?:in|at|near|to|from) (?:the )?({NAME})",
+    r"how": f"({NUMBER})",
+    r"why": r"\b(?:because|since|so that|due to|as|to) ([^.,;:–”]+)",
+}
+OTHER = rf"“([^”]+)”|({NAME})"  # for all other questions
+
+
+def constant_answer(row: dict) -> str:
+    """ "No" to a yes/no question, else the sentence that declines."""
+    return "No" if words(row["question"])[0] in YES_NO_VERBS else UNANSWERABLE
+
+
+def pick_span(row: dict) -> str:
+    """The answer of a span picker to a row's question, from its context alone.
+
+    Sentences are ranked by the words they share with the question; rare words count more. The
+    answer is the first span in the best three that has the right type and is not in the question.
+    """
+    question_stems, beginning = stems(row["question"]), " ".join(words(row["question"])[:2])
+    sentences = [s for s in re.split(r"(?<=[.!?”]) |\n", row["context"]) if s.strip()]
+    frequency, total = Counter(stem for s in sentences for stem in stems(s)), len(sentences)
+    known = question_stems & {*frequency}
+    weight = {stem: math.log(1 + total / frequency[stem]) for stem in known}
+    shared = [math.fsum(weight.get(stem, 0) for stem in stems(s)) for s in sentences]
+    if beginning.split()[0] in YES_NO_VERBS:
+        return "Yes" if question_stems <= stems(row["context"]) else "No"
+    if not weight:
+        return UNANSWERABLE
+    types = (TYPES[start] for start in TYPES if re.match(rf"(?:{start})\b", beginning))
+    pattern = next(types, OTHER)
+    for index in sorted(range(total), key=lambda i: -shared[i])[:3]:
+        for match in re.finditer(pattern, sentences[index]):
+            span = next(group for group in match.groups() if group)
+            if stems(span) - question_stems or re.search(r"\d", span):
+                return span.strip()
+    return UNANSWERABLE
+
+
+def stems(text: str) -> set[str]:
+    """The content words of a text, each cut to five letters."""
+    return {word[:5] for word in words(text) if word not in COMMON}
+
+
+def chat_options(tokenizer) -> dict:
+    """Options of `answer_rows` for the tokenizer's chat template; {} if it has none."""
+    if not tokenizer.chat_template:
+        return {}
+    user = {"role": "user", "content": "Context:\n⟨context⟩\n\nQuestion:\n⟨question⟩"}
+    messages = [{"role": "system", "content": SYSTEM}, user]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    before, rest = text.split("⟨context⟩")
+    middle, after = rest.split("⟨question⟩")
+    reply = [*messages, {"role": "assistant", "content": "⟨answer⟩"}]
+    closing = tokenizer.apply_chat_template(reply, tokenize=False).split("⟨answer⟩")[1]
+
+    def encode_template(piece: str) -> list[int]:  # its control tokens are real, a page's are text
+        return tokenizer(piece, add_special_tokens=False)["input_ids"]
+
+    end = encode_template(closing)[0]
+
+    def encode_row(row: dict) -> dict[str, list[int]]:
+        question = encode_template(middle) + encode_text(tokenizer, row["question"])
+        question += encode_template(after)
+        answer = encode_text(tokenizer, row["answer"]) + [end]
+        return {"input_ids": question + answer, "labels": [IGNORE] * len(question) + answer}
+
+    def groups_of(rows: list[dict], _tokenizer) -> list[dict]:
+        groups = []
+        for context, members in by_context(rows).items():
+            group = {"article_id": members[0][1]["article_id"]}
+            group["prefix"] = encode_template(before) + encode_text(tokenizer, context)
+            groups.append(group | {"branches": [encode_row(row) for _, row in members]})
+        return groups
+
+    return {"groups_of": groups_of, "end": end}

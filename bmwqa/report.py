@@ -134,7 +134,8 @@ def verdict(results: dict) -> list[str]:
         exact_match, f1 = (with_interval(scores[variant][key]) for key in ("exact_match", "f1"))
         return f"{variant}: exact match {exact_match}, token F1 {f1}"
 
-    best, rival = best_of(TRAINED), best_of(BASELINES)
+    trained = tuple(variant for variant in TRAINED if variant in scores)
+    best, rival = best_of(trained), best_of(BASELINES)
     gain, full_lora = find_pair(results, best, rival), find_pair(results, "full", "lora")
     worth = "is" if gain["shown"] and gain["difference"] > 0 else "is not"
     ahead = f"{'full' if full_lora['difference'] > 0 else 'lora'} is the better one"
@@ -170,6 +171,8 @@ def _price(results: dict, variant: str) -> str:
 
 
 def _smaller(results: dict) -> str:
+    if "pruned" not in results["variants"]:
+        return "No smaller model: layers cannot be cut out of this one."
     clauses = []
     for other in ("full", "picker"):
         row = find_pair(results, "pruned", other)

@@ -20,6 +20,7 @@ from nbclient.exceptions import DeadKernelError
 from PIL import Image
 
 from bmwqa.corpus import ROOT, read_json
+from bmwqa.report import format_number
 from experiments.tables import write_pages
 
 # waiting threads sleep: one that spins costs tenfold where something else runs on its core
@@ -117,7 +118,8 @@ def with_palette(png: str) -> str:
 def closing_words(results: dict) -> None:
     print(f"\nModel: {results['model']['name']} ({results['model']['revision']})")
     for variant, figures in results["variants"].items():
-        print(f"perplexity {variant:<7}{figures['rule_made']['perplexity']['mean']:10.3f}")
+        perplexity = format_number(figures["rule_made"]["perplexity"]["mean"], ".3f")
+        print(f"perplexity {variant:<9}{perplexity:>10}")
     print("\n".join(results["verdict"]))
     print("Files: " + ", ".join(results["files"]))
 

@@ -31,6 +31,7 @@ def front_section(results: dict, lines: list[dict]) -> str:
     """README's part: one question with three answers, what the run was, a table, a plot."""
     benchmark = [line for line in lines if line["slice"] == results["headline"]]
     articles = len({line["article_id"] for line in benchmark})
+    answerable = sum(line["kind"] != "unanswerable" for line in benchmark)
     machine, settings = results["machine"], results["settings"]
     return "\n".join(
         [
@@ -39,7 +40,8 @@ def front_section(results: dict, lines: list[dict]) -> str:
             f"The committed run: {results['model']['name']}, {settings['max_steps']} steps of one "
             f"article, on {machine['threads']} threads of {machine['processor']}; "
             f"{len(benchmark)} benchmark questions on {articles} articles that nobody trained on, "
-            "with 95 % intervals. One seed.",
+            f"with 95 % intervals; exact match and F1 are those of the {answerable} with an answer. "
+            "One seed. Nothing was trained for the first four.",
             "",
             markdown_table(headline_rows(results)),
             "",

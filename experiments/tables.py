@@ -40,7 +40,7 @@ def front_section(results: dict, lines: list[dict]) -> str:
             f"The committed run: {results['model']['name']}, {settings['max_steps']} steps of one "
             f"article, on {machine['threads']} threads of {machine['processor']}; "
             f"{len(benchmark)} benchmark questions on {articles} articles that nobody trained on, "
-            f"with 95 % intervals; exact match and F1 are those of the {answerable} with an answer. "
+            f"with 95 % intervals; exact match and F1 are of the {answerable} with an answer. "
             "One seed. Nothing was trained for the first four.",
             "",
             markdown_table(headline_rows(results)),

@@ -345,7 +345,7 @@ def test_the_layers_that_are_missed_least_go_and_the_rest_survives_the_disk(
             logits = shorter(**batch, use_cache=False).logits
             nll[first] = one_pass.answer_nll(logits, labels).sum().item()
     first = min(nll, key=nll.get)
-    assert run.prune_layers(model, [group]) == [first, first + 1]
+    assert run.prune_layers(model, [group], one_pass.share_prefix) == [first, first + 1]
     assert list(model.model.layers) == layers[:first] + layers[first + 2 :]
     save_finished(tmp_path / "pruned", model, embedded_tokenizer)
     loaded = load_model(tmp_path / "pruned")

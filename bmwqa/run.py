@@ -9,7 +9,6 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -25,7 +24,7 @@ from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback
 from bmwqa.corpus import ROOT, read_json
 from bmwqa.machine import PeakMemory, hardware_arguments
 from bmwqa.models import load_model, save_finished, short_name
-from bmwqa.one_pass import answer_loss, reference_nll
+from bmwqa.one_pass import answer_loss
 from bmwqa.preflight import Preflight
 from bmwqa.settings import Settings
 from bmwqa_utils import group_by_article
@@ -214,41 +213,6 @@ def checkpoint_above(model, tokens: int) -> None:
             layer.gradient_checkpointing = inputs["input_ids"].numel() > tokens
 
     model.register_forward_pre_hook(choose, with_kwargs=True)
-
-
-def prune_layers(model, groups: list[dict], collate: Callable, share: float = 0.25) -> list[int]:
-    """The numbers of the decoder layers that were cut out of `model`, in place: a block in a row.
-
-    share: of all layers. The last layer stays. The cut block is that without which the answers of
-    `groups` have the lowest NLL (Kim et al., "Shortened LLaMA", arXiv 2402.02834, section 3).
-    """
-    decoder, config = model.get_decoder(), model.config
-    layers = list(decoder.layers)
-    per_layer = {
-        name: values
-        for name, values in config.to_dict().items()
-        if isinstance(values, list) and len(values) == len(layers)
-    }
-    count = max(1, round(len(layers) * share))
-
-    def cut(first: int) -> None:
-        kept = [i for i in range(len(layers)) if not first <= i < first + count]
-        decoder.layers = torch.nn.ModuleList(layers[i] for i in kept)
-        for number, layer in enumerate(decoder.layers):
-            for module in layer.modules():
-                if hasattr(module, "layer_idx"):
-                    module.layer_idx = number
-        config.num_hidden_layers = len(kept)
-        for name, values in per_layer.items():
-            setattr(config, name, [values[i] for i in kept])
-
-    nll = {}
-    for first in range(len(layers) - count):
-        cut(first)
-        nll[first] = sum(reference_nll(model, group, collate).sum().item() for group in groups)
-    best = min(nll, key=nll.get)
-    cut(best)
-    return list(range(best, best + count))
 
 
 WHOLE = "whole"  # an empty file, written to a checkpoint after all others

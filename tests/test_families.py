@@ -13,7 +13,8 @@ import bmwqa_utils as bq
 from bmwqa import preflight
 from bmwqa.answers import answer_rows
 from bmwqa.models import load_model, save_finished
-from bmwqa.run import Run, base_model, lora_model, prune_layers, train
+from bmwqa.pruning import prune_layers
+from bmwqa.run import Run, base_model, lora_model, train
 from bmwqa.settings import read_settings
 
 SMALL = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4)

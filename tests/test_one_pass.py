@@ -27,7 +27,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 
 import bmwqa_utils as bq
-from bmwqa import one_pass, run
+from bmwqa import one_pass, pruning, run
 from bmwqa.answers import answer_rows
 from bmwqa.models import load_model, save_finished
 
@@ -345,7 +345,7 @@ def test_the_layers_that_are_missed_least_go_and_the_rest_survives_the_disk(
             logits = shorter(**batch, use_cache=False).logits
             nll[first] = one_pass.answer_nll(logits, labels).sum().item()
     first = min(nll, key=nll.get)
-    assert run.prune_layers(model, [group], one_pass.share_prefix) == [first, first + 1]
+    assert pruning.prune_layers(model, [group], one_pass.share_prefix) == [first, first + 1]
     assert list(model.model.layers) == layers[:first] + layers[first + 2 :]
     save_finished(tmp_path / "pruned", model, embedded_tokenizer)
     loaded = load_model(tmp_path / "pruned")

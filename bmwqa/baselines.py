@@ -7,7 +7,7 @@ import math
 import re
 from collections import Counter
 
-from bmwqa.pairs import COMMON, UNANSWERABLE, YES_NO_VERBS, words
+from bmwqa.pairs import UNANSWERABLE, YES_NO_VERBS, content_words, words
 from bmwqa_utils import IGNORE, SYSTEM, by_context, encode_text
 
 CAPITAL = r"[A-ZÄÖÜ][\w’-]*"
@@ -58,7 +58,7 @@ def pick_span(row: dict) -> str:
 
 def stems(text: str) -> set[str]:
     """The content words of a text, each cut to five letters."""
-    return {word[:5] for word in words(text) if word not in COMMON}
+    return {word[:5] for word in content_words(text)}
 
 
 def chat_options(tokenizer) -> dict:

@@ -145,8 +145,8 @@ COMMON = frozenset(
     "a an the of to in on at by for from with and or as is are was were be been did do does done "
     "has have had will would can could may must it its this that these those what which who whom "
     "whose when where why how many much long far old there their they he she his her him them "
-    "than then so not no into about after before during until since per out up down over one any "
-    "all".split()
+    "than then so not no yes into about after before during until since per out up down over one "
+    "any all".split()
 )
 
 
@@ -178,6 +178,11 @@ def words(text: str) -> list[str]:
     return re.findall(r"[\w’'-]+", text.lower())
 
 
+def content_words(text: str) -> frozenset[str]:
+    """The lower-cased words of a text that are not COMMON."""
+    return frozenset(words(text)) - COMMON
+
+
 def share_in_common(question: str, answer: str, context: str) -> float | None:
     """The share of a question's content words that stand in the sentence of its answer.
 
@@ -187,7 +192,7 @@ def share_in_common(question: str, answer: str, context: str) -> float | None:
     >>> share_in_common("Who won the race?", "Berg", "It rained. Berg won by a second.")
     0.5
     """
-    content = {word for word in words(question) if word not in COMMON}
+    content = content_words(question)
     sentences = [s for s in re.split(r"(?<=[.!?”])\s+|\n", context) if answer in s]
     if not content or not sentences:
         return None

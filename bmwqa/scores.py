@@ -11,7 +11,6 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache
 from statistics import median
 
 import numpy as np
@@ -19,15 +18,9 @@ import pandas as pd
 from rouge_score.rouge_scorer import RougeScorer
 from scipy.stats import binomtest, bootstrap, norm, permutation_test, t
 
-from bmwqa.pairs import UNANSWERABLE
+from bmwqa.pairs import UNANSWERABLE, content_words
 
 ROUGE = RougeScorer(["rougeL"], use_stemmer=False)  # no stemmer, as in Hugging Face evaluate
-STOP_WORDS = frozenset(
-    "about after all also an and any are as at be been before both but by can could did do does "
-    "for from had has have he her his how if in into is it its more most no not of on one only or "
-    "other our out over she so some such than that the their them then there these they this "
-    "those to under up was we were what when where which who why will with would yes you".split()
-)
 
 
 def normalize(text: str) -> str:
@@ -68,13 +61,6 @@ def token_f1(answer: str, reference: str, strict: bool = True) -> float:
     if not tokens or not expected:
         return float(tokens == expected)
     return 2 * (Counter(tokens) & Counter(expected)).total() / (len(tokens) + len(expected))
-
-
-@lru_cache
-def content_words(text: str) -> frozenset[str]:
-    """The words of two or more characters, in lower case, without STOP_WORDS and plain numbers."""
-    words = re.findall(r"[^\W_]{2,}", text.lower())
-    return frozenset(word for word in words if not word.isdigit()) - STOP_WORDS
 
 
 def score_answer(answer: str, references: list[str], article_text: str, kind: str) -> dict:

@@ -16,11 +16,13 @@ from statistics import median
 import numpy as np
 import pandas as pd
 from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu.metrics import BLEU
 from scipy.stats import binomtest, bootstrap, norm, permutation_test, t
 
 from bmwqa.pairs import UNANSWERABLE, content_words
 
 ROUGE = RougeScorer(["rougeL"], use_stemmer=False)  # no stemmer, as in Hugging Face evaluate
+SENTENCE_BLEU = BLEU(effective_order=True)  # a text of three words has no 4-grams
 
 
 def normalize(text: str) -> str:
@@ -67,9 +69,11 @@ def score_answer(answer: str, references: list[str], article_text: str, kind: st
     """{score: float or None} of one answer; the best of several references counts.
 
     exact_match, f1: SQuAD's, after `normalize`; f1 is strict about numbers, except in paragraphs
-    (kind "about"). "Yes, it does." for "Yes" has an f1 of 0.5. rouge_l: rouge_score's F-measure.
+    (kind "about"). "Yes, it does." for "Yes" has an f1 of 0.5.
     contains: whether a reference stands in the answer, as whole normalised words.
-    These four are for questions that have an answer, as "HasAns" of SQuAD 2.0. Otherwise, a
+    rouge_l, sentence_bleu: rouge_score's F-measure, and sacrebleu's BLEU of one answer, from 0 to 1
+    instead of 100. They are for paragraphs alone, as a name or a date has hardly any order.
+    These five are for questions that have an answer, as "HasAns" of SQuAD 2.0. Otherwise, a
     constant that always declines would look like a reader.
     declined_rightly, declined_wrongly: whether the answer declines, for unanswerable and for other
     questions. To decline is to begin with UNANSWERABLE, the sentence of training; a model that was
@@ -86,9 +90,14 @@ def score_answer(answer: str, references: list[str], article_text: str, kind: st
     scores: dict[str, float | None] = {
         "exact_match": float(plain in accepted),
         "f1": max(token_f1(answer, text, kind != "about") for text in references),
-        "rouge_l": max(ROUGE.score(text, answer)["rougeL"].fmeasure for text in references),
         "contains": float(any(f" {text} " in f" {plain} " for text in accepted)),
+        "rouge_l": None,
+        "sentence_bleu": None,
     }
+    if kind == "about":
+        rouge = max(ROUGE.score(text, answer)["rougeL"].fmeasure for text in references)
+        bleu = SENTENCE_BLEU.sentence_score(answer, references).score / 100
+        scores |= {"rouge_l": rouge, "sentence_bleu": min(1.0, bleu)}  # it rounds up to above 1
     if not answerable:
         scores = dict.fromkeys(scores)
     scores["declined_rightly"] = None if answerable else declines
@@ -125,8 +134,8 @@ BASELINES = ("base", "chat", "constant", "picker")  # not trained
 PAIRS = (("full", "picker"), ("lora", "picker"), ("full", "lora"))  # planned before any result
 OTHER_PAIRS = (("pruned", "full"), ("pruned", "lora"), ("pruned", "picker"))  # beside these
 OTHER_PAIRS += tuple((trained, baseline) for trained in TRAINED for baseline in BASELINES[:3])
-SCORES = ("exact_match", "f1", "rouge_l", "contains", "declined_rightly", "declined_wrongly")
-SCORES += ("yes_no", "words_in_article", "stopped")
+SCORES = ("exact_match", "f1", "contains", "rouge_l", "sentence_bleu", "declined_rightly")
+SCORES += ("declined_wrongly", "yes_no", "words_in_article", "stopped")
 TABLE_SCORES = (*SCORES, "perplexity")
 Values = Sequence[float | None]  # one per question, None where it does not apply
 Clusters = Sequence[str]  # the article of each question

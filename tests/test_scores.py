@@ -103,14 +103,31 @@ def test_the_same_numbers_in_another_order_or_form_earn_what_the_words_do():
 
 
 def test_the_best_reference_counts():
-    row = scores("571 km", "571 kilometres", "571 km", "about 571 km")
-    assert row["exact_match"] == row["f1"] == row["rouge_l"] == 1
+    row = scores("571 km", "571 kilometres", "571 km", "about 571 km", kind="about")
+    best = ("exact_match", "f1", "contains", "rouge_l", "sentence_bleu")
+    assert [row[name] for name in best] == [1] * 5
 
 
 def test_rouge_l_is_the_longest_common_subsequence_without_stemming():
     # range up to 571 / up to 571 range: the longest common subsequence has 3 of 4
-    assert scores("range up to 571", "up to 571 range")["rouge_l"] == pytest.approx(0.75)
-    assert scores("costs", "cost")["rouge_l"] == 0
+    row = scores("range up to 571", "up to 571 range", kind="about")
+    assert row["rouge_l"] == pytest.approx(0.75)
+    assert scores("costs", "cost", kind="about")["rouge_l"] == 0
+
+
+def test_sentence_bleu_by_hand():
+    # 5 of 6 words, 3 of 5 pairs, 2 of 4 triples, 1 of 3 quadruples; no penalty at equal length
+    row = scores("the cat sat on a mat", "the cat sat on the mat", kind="about")
+    assert row["sentence_bleu"] == pytest.approx((5 / 6 * 3 / 5 * 2 / 4 * 1 / 3) ** (1 / 4))
+    # three of six words: up to triples, and the penalty exp(1 - 6/3) for brevity
+    row = scores("the cat sat", "the cat sat on the mat", kind="about")
+    assert row["sentence_bleu"] == pytest.approx(math.exp(-1))
+    assert scores("", "the cat", kind="about")["sentence_bleu"] == 0
+
+
+def test_paragraph_scores_are_for_paragraphs_alone():
+    row = scores("571 km", "571 km")
+    assert row["f1"] == 1 and row["rouge_l"] is row["sentence_bleu"] is None
 
 
 def test_contains_needs_whole_words():
@@ -135,8 +152,8 @@ def test_contains_needs_whole_words():
 def test_declined_is_strict_and_is_all_that_counts_of_unanswerable_questions(answer, declined):
     row = scores(answer, DECLINE, kind="unanswerable")
     assert row["declined_rightly"] == declined
-    others = ("declined_wrongly", "exact_match", "f1", "rouge_l", "contains", "yes_no")
-    assert [row[name] for name in others] == [None] * 6
+    others = ("declined_wrongly", "exact_match", "f1", "contains", "yes_no")
+    assert [row[name] for name in others] == [None] * 5
 
 
 def test_declining_an_answerable_question_is_wrong():

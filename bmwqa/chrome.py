@@ -52,31 +52,25 @@ def browser_and_driver() -> tuple[str, str]:
 @contextmanager
 def open_chrome(host: str, page_seconds: float) -> Iterator[webdriver.Chrome]:
     """A headless Chrome that reaches `host` alone; in the end it quits and its profile goes."""
-    with TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        chrome = start_chrome(profile, host, page_seconds)
-        try:
-            yield chrome
-        finally:
-            with suppress(Exception):  # a dead one cannot quit
-                chrome.quit()
-
-
-def start_chrome(profile: str, host: str, page_seconds: float) -> webdriver.Chrome:
-    """A headless Chrome that reaches `host` alone and keeps its profile in that folder."""
     options = webdriver.ChromeOptions()
     options.binary_location, driver = browser_and_driver()
     options.page_load_strategy = "eager"  # the text is enough, the pictures never come
     options.timeouts = {"pageLoad": 1000 * max(30, page_seconds)}  # of the start too, it may hang
     options.set_capability("goog:loggingPrefs", {"performance": "ALL"})  # for count_requests
-    for switch in _switches(profile, host):
-        options.add_argument(switch)
-    socket.setdefaulttimeout(max(60, 2 * page_seconds))  # or Selenium waits for ever for the driver
-    try:
-        chrome = webdriver.Chrome(options=options, service=Service(driver))
-    finally:
-        socket.setdefaulttimeout(None)
-    chrome.set_page_load_timeout(page_seconds)
-    return chrome
+    with TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        for switch in _switches(profile, host):
+            options.add_argument(switch)
+        socket.setdefaulttimeout(max(60, 2 * page_seconds))  # or Selenium may wait for ever
+        try:
+            chrome = webdriver.Chrome(options=options, service=Service(driver))
+        finally:
+            socket.setdefaulttimeout(None)
+        try:
+            chrome.set_page_load_timeout(page_seconds)
+            yield chrome
+        finally:
+            with suppress(Exception):  # a dead one cannot quit
+                chrome.quit()
 
 
 def _switches(profile: str, host: str) -> list[str]:

@@ -10,19 +10,28 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from bmwqa.corpus import numbered_lines, written_date
+from bmwqa.corpus import language, numbered_lines, written_date
 
 RULE_KINDS = ("title", "date", "about")
-PHRASINGS = {
+ENGLISH = {
     "title": ("What is the title of the press release?", "What is the headline of this article?"),
     "date": ("When was the press release published?", "What is the date of this press release?"),
     "about": ("What is this press release about?", "What does the article report?"),
 }
+GERMAN = {
+    "title": ("Wie lautet der Titel der Pressemitteilung?", "Wie ist der Artikel überschrieben?"),
+    "date": ("Wann erschien die Pressemitteilung?", "Von wann ist diese Pressemitteilung?"),
+    "about": ("Wovon handelt diese Pressemitteilung?", "Was berichtet der Artikel?"),
+}
+PHRASINGS = {"EN": ENGLISH, "DE": GERMAN}  # by the language in an article's id; others: English
 ABOUT_LIMIT = 1500  # characters; a longer first paragraph is cut at the end of a sentence
-SENTENCE_END = re.compile(r"(?:(?<=[a-z)\d][.!?])|(?<=[.!?][”\"]))(?=\s+[A-Z“\"])")
+SENTENCE_END = re.compile(  # not in "z. B. Ulm" or "am 12. Mai"
+    r"(?:(?<=[a-zäöüß)\d][.!?])(?<!\b\w\.)(?<!\b\d\d\.)|(?<=[.!?][”“\"]))(?=\s+[A-ZÄÖÜ„“\"])"
+)
 NOT_PROSE = re.compile(
     r"\+\+\+|\t|^[*•-] |please contact|^(ladies and|dear |contact|press contact|check against)"
-    r"|\b(phone|telephone|e-?mail|instagram|linkedin|youtube|facebook)\.? ?:|\w@\w|^www\.",
+    r"|\b(phone|telephone|e-?mail|instagram|linkedin|youtube|facebook)\.? ?:|\w@\w|^www\."
+    r"|^(sehr geehrte|meine (sehr geehrten )?damen|pressekontakt|bei (rück)?fragen|telefon)",
     re.IGNORECASE,
 )
 
@@ -30,16 +39,18 @@ NOT_PROSE = re.compile(
 def rule_pairs(article: dict, seed: int = 42) -> tuple[list[dict], Counter]:
     """(pairs, reasons): the pairs of title, date and first paragraph, and why some are left out.
 
-    An answer stands in the article's context letter for letter. `seed` chooses the phrasings.
+    An answer stands in the article's context letter for letter. `seed` chooses the phrasings; they
+    are German if the article's id says so, as T0453713DE.
     """
     if not article["text"].strip():
         return [], Counter({"the text is empty": 1})
     rng, pairs, reasons = random.Random(f"{seed}:{article['id']}"), [], Counter()
     answers = {"title": article["title"].strip(), "date": written_date(article)}
     answers["about"] = first_paragraph(article["text"])
+    phrasings = PHRASINGS.get(language(article["id"]), ENGLISH)
     for kind, answer in answers.items():
         if answer:
-            question = rng.choice(PHRASINGS[kind])
+            question = rng.choice(phrasings[kind])
             pairs.append({"kind": kind, "question": question, "answer": answer})
         else:
             reasons["no title" if kind == "title" else "no paragraph is running text"] += 1
@@ -71,7 +82,7 @@ def is_prose(paragraph: str) -> bool:
     >>> is_prose("It rained for an hour, then it snowed.")
     True
     """
-    whole = re.search(r"[.!…][\"”’)*]*$", paragraph.strip()) or len(paragraph) > 800
+    whole = re.search(r"[.!…][\"”“’)*]*$", paragraph.strip()) or len(paragraph) > 800
     return bool(whole) and len(paragraph.split()) >= 6 and not NOT_PROSE.search(paragraph[:300])
 
 

@@ -9,14 +9,18 @@ import time
 from contextlib import suppress
 from datetime import date
 from functools import cached_property
-from itertools import groupby
+from html import unescape
 from urllib.parse import quote, urljoin, urlsplit
 
 import requests
 import urllib3
-from bs4 import BeautifulSoup, NavigableString, Tag
+from bs4 import BeautifulSoup, Tag
+from bs4.builder import HTMLTreeBuilder
 from bs4.dammit import EncodingDetector
+from defusedxml.ElementTree import ParseError, fromstring
 from protego import Protego
+
+from bmwqa.corpus import GERMAN_MONTHS, language
 
 BOT = "bmwqa/1.0"  # robots.txt may address it with or without the version
 USER_AGENT = f"Mozilla/5.0 (X11; Linux x86_64) {BOT} (article research, one request at a time)"
@@ -64,7 +68,7 @@ class PoliteSite:
         """The site's robots.txt, read once; without one all is allowed (RFC 9309, 2.3.1.3)."""
         url = urljoin(self.base_url, "/robots.txt")
         try:
-            rules = Protego.parse(self._fetch(url, html=False))
+            rules = Protego.parse(self._fetch(url, ""))
         except FetchError as fault:
             raise FetchError(f"{url} could not be read ({fault}). Run again later.") from fault
         self.delay = max(self.delay, rules.crawl_delay(BOT) or 0)
@@ -74,18 +78,18 @@ class PoliteSite:
         """Whether robots.txt allows the page."""
         return self.robots.can_fetch(url, BOT)
 
-    def fetch(self, url: str) -> str:
-        """The whole HTML page at `url`; FetchError without it, SiteDown if the site is down."""
+    def fetch(self, url: str, kind: str = "html") -> str:
+        """The whole page of the kind "html" or "xml"; FetchError without it, SiteDown for good."""
         if not self.allows(url):
             raise FetchError("robots.txt forbids this page")
-        return self._fetch(url, html=True)
+        return self._fetch(url, kind)
 
-    def _fetch(self, url: str, html: bool) -> str:
+    def _fetch(self, url: str, kind: str) -> str:
         if self._closed:
             raise SiteDown(self._closed)
         for attempt in range(TRIES):
             try:
-                text = self._request(url, html)
+                text = self._request(url, kind)
                 self._given_up = 0
                 return text
             except _TryAgain as fault:
@@ -102,7 +106,7 @@ class PoliteSite:
             raise SiteDown(self._closed)
         raise FetchError(f"{reason}, {TRIES} times")
 
-    def _request(self, url: str, html: bool) -> str:
+    def _request(self, url: str, kind: str) -> str:
         for _ in range(5):
             time.sleep(max(0.0, self._last + self.delay - time.monotonic()))
             self.requests += 1
@@ -110,7 +114,7 @@ class PoliteSite:
             try:
                 with self._session.get(url, **how) as response:
                     if not response.is_redirect:
-                        return self._text(response, html)
+                        return self._text(response, kind)
                     location = response.headers["Location"].encode("latin-1")  # the bytes sent
                     url = urljoin(url, quote(location, safe="!#$%&'()*+,/:;=?@~"))
             except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as fault:
@@ -119,24 +123,25 @@ class PoliteSite:
                 self._last = time.monotonic()
             if (host := urlsplit(url).netloc.lower()) != self.host:
                 raise FetchError(f"redirect to another host ({host!r}), not followed")
-            if html and not self.allows(url):
+            if kind and not self.allows(url):
                 raise FetchError("redirect to a page that robots.txt forbids")
         raise FetchError("more than 5 redirects")
 
-    def _text(self, response: requests.Response, html: bool) -> str:
+    def _text(self, response: requests.Response, kind: str) -> str:
         status = response.status_code
         content_type = response.headers.get("Content-Type", "no content type")
         if status == 429 or status >= 500:
             raise _TryAgain(f"HTTP {status}", urllib3.Retry().get_retry_after(response.raw))
-        if not html and 400 <= status < 500:
+        if not kind and 400 <= status < 500:
             return ""
         if status != 200:
             raise FetchError(f"HTTP {status}")
-        if html and "html" not in content_type.partition(";")[0].lower():
+        if kind == "html" and kind not in content_type.partition(";")[0].lower():
             raise FetchError(f"got {content_type!r}, need HTML")
         text = _decode(self._receive(response), content_type)
-        if html and re.search("<html", text, re.I) and not re.search("</html", text, re.I):
-            raise _TryAgain("truncated page (no </html>)", None)
+        root = re.search(r"<(html|rss)\b", text, re.I)
+        if kind and root and not re.search(f"</{root[1]}", text, re.I):
+            raise _TryAgain(f"truncated page (no </{root[1]}>)", None)
         return text
 
     def _receive(self, response: requests.Response) -> bytes:
@@ -157,21 +162,20 @@ _WINDOWS |= {0xDC00 + byte: character for byte, character in _WINDOWS.items()}
 
 
 def _decode(body: bytes, content_type: str) -> str:
-    """The text by byte order mark, header or <meta>, if they fit; else by UTF-8.
+    """The text by byte order mark, header or <meta>, if it fits; else by UTF-8.
 
     As in browsers, ISO-8859-1 means windows-1252, and so do bytes that are not UTF-8.
     """
     body, mark = EncodingDetector.strip_byte_order_mark(body)
-    header = re.findall(r"charset\s*=[\s\"']*([^\s\"';,]+)", content_type, re.I)[:1]
-    meta = EncodingDetector.find_declared_encoding(body, is_html=True) or ""
-    for label in (mark or "", *header, meta.replace("utf-16", "utf-8")):
-        with suppress(LookupError, ValueError):
-            return body.decode(label).translate(_WINDOWS)
+    header = re.findall(r"charset\s*=[\s\"']*([^\s\"';,]+)", content_type, re.I)
+    meta = EncodingDetector.find_declared_encoding(body, is_html=True)
+    with suppress(LookupError, ValueError):
+        return body.decode(mark or "".join(header[:1]) or meta or "utf-8").translate(_WINDOWS)
     return body.decode("utf-8", "surrogateescape").translate(_WINDOWS)
 
 
 # --------------------------------------------------------------------------------------------------
-# Listing and article page
+# Listing, article page and feed
 
 _ID = r"T[0-9]{7}[A-Z]{2}(?:_[A-Z]{2})?"  # T0454343EN, T0453713DE, T0448814EN_GB
 
@@ -179,11 +183,6 @@ _ID = r"T[0-9]{7}[A-Z]{2}(?:_[A-Z]{2})?"  # T0454343EN, T0453713DE, T0448814EN_G
 def is_article_id(text: str) -> bool:
     """Whether `text` is an article id and nothing more, so that it is safe as a file name."""
     return re.fullmatch(_ID, text) is not None
-
-
-def is_english_id(article_id: str) -> bool:
-    """Whether the id is an English article's: T0454343EN and T0448814EN_GB, not T0453713DE."""
-    return article_id[8:10] == "EN"
 
 
 def article_ids(hrefs: list[str]) -> list[str]:
@@ -210,193 +209,177 @@ class SkipArticle(ValueError):
 def parse_article(html: str, article_id: str, url: str) -> dict:
     """The article dict (id, url, title, date, category, teaser, text) of an article page.
 
-    SkipArticle: it has no body, or is not English. ValueError: it has not an article page's form.
+    SkipArticle: it has no body, or not the language of its id. ValueError: it has not an article
+    page's form.
     """
-    page = BeautifulSoup(html, "html.parser").select_one("div.article-detail")
+    page = _soup(html).select_one("div.article-detail")
     if page is None:
         raise ValueError("page without div.article-detail")
     selectors = ("h1", "span.date", "span.category", "h2.teaser")
-    title, day, category, teaser = (_line(page.select_one(selector)) for selector in selectors)
-    if not title:
-        raise ValueError("article without a title (h1)")
+    tags = (page.select_one(selector) for selector in selectors)
+    title, day, category, teaser = (_one_line(_plain(tag)) if tag else "" for tag in tags)
     body = page.select_one("#article-text")
+    return _article(article_id, url, title, day, body) | {"category": category, "teaser": teaser}
+
+
+def feed_articles(xml: str, base_url: str) -> dict[str, dict]:
+    """{id: article} of a page of the feed `rss2`, with an empty category and teaser.
+
+    An item that is no article with a text in its id's language is left out: its page says why.
+    ValueError: it is not XML, or declares entities.
+    """
     try:
-        text = body_text(body) if body else ""
-    except RecursionError as error:
-        raise ValueError("body nested too deeply") from error
-    if not text:
+        items = list(fromstring(xml).iter("item"))
+    except ParseError as error:
+        raise ValueError(f"the feed is not XML ({error})") from error
+    articles = {}
+    for item in items:
+        names = ("link", "title", "pubDate", "description")
+        link, title, day, body = (item.findtext(name, "") for name in names)
+        for article_id in article_ids([link]):
+            with suppress(ValueError):
+                url, title = article_url(base_url, article_id), _one_line(unescape(title))
+                articles[article_id] = _article(article_id, url, title, day, _soup(body))
+    return articles
+
+
+def _article(article_id: str, url: str, title: str, day: str, body: Tag | None) -> dict:
+    if not title:
+        raise ValueError("article without a title")
+    if not (text := body_text(body) if body else ""):
         raise SkipArticle("no body")
-    if not is_english(f"{title} {teaser} {text}"):
-        raise SkipArticle("text is not English")
+    if not is_in_language(f"{title} {text}", code := language(article_id)):
+        raise SkipArticle(f"text is not {code}, as the id says")
     article = {"id": article_id, "url": url, "title": title, "date": parse_date(day)}
-    return article | {"category": category, "teaser": teaser, "text": text}
+    return article | {"category": "", "teaser": "", "text": text}
 
 
 def parse_date(text: str) -> str:
-    """ISO date of "14.08.2025" or of Java's "Fri Nov 21 10:00:00 CET 2025"."""
-    match = re.fullmatch(r"([0-9]{1,2})\.([0-9]{1,2})\.([0-9]{4})", text.strip())
+    """ISO date of "14.08.2025", "14. August 2025", "Thu, 14 Aug 2025 …" or "Thu Aug 14 … 2025"."""
+    match = re.fullmatch(r"([0-9]{1,2})\. ?([0-9]{1,2}|[^\W\d_]+)\.? ?([0-9]{4})", text.strip())
     # without the zone: the site's calendar day counts, and strptime may not know CEST
     numbers = match.groups()[::-1] if match else (email.utils.parsedate(text) or (0, 0, 0))[:3]
+    months = {name: number for number, name in enumerate(GERMAN_MONTHS, start=1)}
     try:
-        return date(*map(int, numbers)).isoformat()
+        return date(*(int(months.get(number, number)) for number in numbers)).isoformat()
     except ValueError as error:
-        need = "need 14.08.2025 or Fri Nov 21 10:00:00 CET 2025"
+        need = "need 14.08.2025, 14. August 2025 or Fri Nov 21 10:00:00 CET 2025"
         raise ValueError(f"date {text!r}, {need}") from error
 
 
 _STOP_WORDS = {
-    "en": "the and of to is with for at by from this that are was has have will it its as be which "
+    "EN": "the and of to is with for at by from this that are was has have will it its as be which "
     "their you your",
-    "de": "der die und das mit von den für ist ein eine auf im dem des zu sich auch werden wird "
+    "DE": "der die und das mit von den für ist ein eine auf im dem des zu sich auch werden wird "
     "nicht bei sie finden",
-    "fr": "le la les et des du une un pour est dans avec sur que qui par au aux plus ce cette sont "
+    "FR": "le la les et des du une un pour est dans avec sur que qui par au aux plus ce cette sont "
     "vous",
-    "es": "el la los las y en del una un para es con que por se su más al como este esta",
-    "it": "il la di che e per con una un del della nel è sono più gli dei alla questo come anche",
+    "ES": "el la los las y en del una un para es con que por se su más al como este esta",
+    "IT": "il la di che e per con una un del della nel è sono più gli dei alla questo come anche",
 }
 
 
-def is_english(text: str) -> bool:
+def is_in_language(text: str, code: str) -> bool:
     """Whether no other language has more stop words in `text`, or all have fewer than three."""
     words = set(re.findall(r"[^\W\d_]+", text.lower()))
     counts = {name: len(words & set(stop.split())) for name, stop in _STOP_WORDS.items()}
-    return counts["en"] >= max(counts.values()) or max(counts.values()) < 3
+    return max(counts.values()) in (0, 1, 2, counts.get(code))
 
 
 # --------------------------------------------------------------------------------------------------
 # Text
 
-_INVISIBLE = re.compile("[\u00ad\u200c-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufdd0-\ufdd2]")
-_SPACE = re.compile(r"[\s\u200b\x00-\x1f\x7f-\x9f]+")  # \s knows nbsp and U+202F
-_BLOCKS = set(
-    "address article aside blockquote center dd div dl dt fieldset figcaption figure footer form "
-    "h1 h2 h3 h4 h5 h6 header hr main ol p pre section table tbody td tfoot th thead tr ul".split()
-)
-_NO_TEXT = set("script style noscript template button iframe object svg select textarea".split())
+_INVISIBLE = re.compile("[\u00ad\u200c-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
+_SPACE = re.compile(r"(?:[^\S\t\n]|[\u200b\x00-\x08\x0b-\x1f\x7f-\x9f])+")
+_BLOCKS = [*HTMLTreeBuilder.DEFAULT_BLOCK_ELEMENTS, "tr", "td", "th"]
+_NO_TEXT = "noscript, template, button, iframe, object, svg, select, textarea, .co2_summary"
 
 
 def body_text(body: Tag) -> str:
     """The body as plain text: one blank line between paragraphs; a list or table is a paragraph.
 
-    A list has "- item" lines and a table "cell<tab>cell" lines. Hard wraps are folded; spacers,
-    CO2 boxes, contacts and social-media links are left out.
+    A list has "- item" lines and a table "cell<tab>cell" lines. Spacers, CO2 boxes, footnote marks,
+    contacts and social-media links are left out. `body` comes from `_soup` and is used up.
     """
-    text = re.sub(r" *\n *", "\n", re.sub(r" {2,}", " ", _without_notes(_raw_text(body))))
-    paragraphs = (paragraph.strip(" \n") for paragraph in re.split(r"\n{2,}", text))
-    return _without_contacts("\n\n".join(paragraph for paragraph in paragraphs if paragraph))
+    text = re.sub(r" *\n *", "\n", _fold(_plain(body))).strip(" \n")
+    without_contacts = _SOCIAL_MEDIA.sub("", _CONTACTS.sub("", text)).strip("\n")
+    return re.sub(r"\n{2,}", "\n\n", without_contacts or text)
 
 
-# \ufdd0 and \ufdd1 stand around a superscript, \ufdd2 before a subscript: no text may have them
-_NOTE = (
-    "\ufdd0(?:[1-9¹²³]\\d?(?!\\d)|\\b[a-d]\\b|[][(){},;.:*†‡§#–\\s-])*\ufdd1(?! ?(?:⁄|/ ?\ufdd2))"
-)
-_NOTES = re.compile(rf" *{_NOTE}(?:[,;] ?{_NOTE})*(?=[\s.,;:!?)]|$)|{_NOTE}")
-_LENGTH = r"(?<![^\W\d_])(?:[cdmµ]?m|(?<!/100)(?<!/100 )(?<!g/)km|m/s|ft|in|yd|mi)"
-_POWER = re.compile(
-    rf"({_LENGTH}(?=\ufdd0[23]\ufdd1)|(?<![\d.,])10(?!\ufdd0[12]\ufdd1)|(?=\ufdd0[-−–]))"
-    r"\ufdd0([-−–]?\d\d?)\ufdd1"
-)
-_RAISED = str.maketrans("0123456789-−–", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁻⁻")
+def _soup(html: str) -> BeautifulSoup:
+    """`html` in one line, so that the newlines in its text are those that `_plain` puts there."""
+    return BeautifulSoup(" ".join(html.split()), "html.parser")
 
 
-def _without_notes(text: str) -> str:
-    """`text` without the superscripts that mark footnotes: 1 to 99, a to d, *, †, also in brackets.
-
-    A number outside a link is no mark after a unit of length if 2 or 3 (but in g/km, l/100 km),
-    after 10 if 3 or more, and if negative: it is an exponent. Other superscripts stay as they are.
-    """
-    text = _POWER.sub(lambda match: match[1] + match[2].translate(_RAISED), text)
-    text = _NOTES.sub("", text.replace("CO\ufdd02\ufdd1", "CO2"))
-    return re.sub("[\ufdd0-\ufdd2]", "", re.sub(r"(?<=\d)\ufdd0(?=\d)", " ", text))
+def _plain(element: Tag) -> str:
+    """The text, with a newline for a break, a blank line around blocks, and tabs between cells."""
+    for tag in element.select(_NO_TEXT):
+        tag.decompose()
+    for tag in element.find_all("br"):
+        tag.replace_with("\n")
+    for tag in element.find_all(_BLOCKS):
+        tag.insert(0, "\n\n")
+        tag.append("\n\n")
+    for tag in element.find_all("sup"):
+        tag.replace_with(_superscript(tag))
+    for tag in reversed(element.find_all(["li", "table"])):  # inner ones first
+        if tag.name == "li":  # one paragraph, even if it is made of several or holds a list
+            tag.replace_with("\n- " + re.sub(r"\s*\n\s*", "\n", tag.get_text().strip()))
+        elif rows := _rows(tag):
+            tag.replace_with("\n\n" + "\n".join(map("\t".join, rows)) + "\n\n")
+    return element.get_text()
 
 
 def _fold(text: str) -> str:
     return _SPACE.sub(" ", _INVISIBLE.sub("", text))
 
 
-def _line(element: Tag | None) -> str:
-    return _fold(_without_notes(_raw_text(element))).strip() if element else ""
+def _one_line(text: str) -> str:
+    return " ".join(_fold(text).split())
 
 
-def _raw_text(element: Tag) -> str:
-    if element.name == "br":
-        return "\n"
-    if element.name == "table" and (rows := _rows(element)):
-        return "\n\n" + "\n".join("\t".join(row) for row in rows) + "\n\n"
-    pieces = []
-    for child in element.children:
-        if isinstance(child, Tag):
-            if child.name in _NO_TEXT or "co2_summary" in child.get("class", []):
-                continue
-            pieces.append(_raw_text(child))
-        elif type(child) is NavigableString:  # not a comment, which is a subclass
-            pieces.append(_fold(child))
-    text = "".join(pieces)
-    if element.name == "li":  # one paragraph, even if it is made of several or holds a list
-        return "\n- " + re.sub(r"\s*\n\s*", "\n", text.strip())
-    if element.name in ("sub", "sup"):
-        return _script(element, text)
-    return f"\n\n{text}\n\n" if element.name in _BLOCKS else text
+_FOOTNOTE = re.compile(r"(?:[1-9]\d?(?!\d)|[a-d]\b|[][(){},;.:*†‡#§¹²³\s–-])*")
+_EXPONENT = re.compile(  # "before^superscript"; a mark in kWh/100 km and g/km is a footnote's
+    r"(?:(?<![^\W\d_])(?:[cdm]?m|m/s|(?<!/)(?<!/100\s)km)\^[23]|(?<![\d.,])10\^(?:[3-9]|\d\d)"
+    r"|\^[-−–]\d\d?)\s*$"
+)
+_RAISED = str.maketrans("0123456789-−–", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁻⁻")
 
 
-def _script(element: Tag, text: str) -> str:
-    """The text of a <sub> or <sup>, marked for `_without_notes`; a number in a link becomes *."""
-    if element.name == "sub":
-        return f"\ufdd2{text}"
-    link = element.a or element.find_parent("a")
-    if link and link.get_text(strip=True) in text:
-        text = re.sub(r"\d+", "*", text)
-    return re.sub(r"\S(?:.*\S)?", "\ufdd0\\g<0>\ufdd1", text.replace("\n", " "))
+def _superscript(tag: Tag) -> str:
+    """What a <sup> adds to the text: ² after a unit of length, ⁶ after 10, a footnote's mark no."""
+    before, text = str(tag.find_previous(string=True) or ""), tag.get_text()
+    if before.endswith("CO"):  # CO<sup>2</sup> for CO<sub>2</sub>
+        return text
+    if not (tag.a or tag.find_parent("a")) and _EXPONENT.search(f"{before}^{text}"):
+        return text.translate(_RAISED)
+    return text[len(text.rstrip()) :] if _FOOTNOTE.fullmatch(text) else text
 
 
 def _rows(table: Tag) -> list[list[str]]:
     """The rows of a table that has columns; none if the table only frames text."""
     trs = [tr for tr in table.find_all("tr") if tr.find_parent("table") is table]
-    rows = [[_line(cell) for cell in tr.find_all(["td", "th"], recursive=False)] for tr in trs]
-    has_columns = any(sum(map(bool, row)) > 1 for row in rows)
-    return [row for row in rows if any(row)] if has_columns else []
+    cells = [tr.find_all(["td", "th"], recursive=False) for tr in trs]
+    rows = [[_one_line(cell.get_text()) for cell in row] for row in cells]
+    return [row for row in rows if any(row)] if any(sum(map(bool, row)) > 1 for row in rows) else []
 
 
-_CONTACT = re.compile(
-    r"(?i)(in case of|in the event of|(if|should) you have|for (any |further |more |additional ))"
-    r".{0,60}\bcontact\b|(corporate communications|(press|media) contacts?)[.:]?$"
+_REACH = (
+    r"(?:\b(?:phone|tel|telephone|telefon|mobile|mobil|fax)\b\.?:? ?\+?[(\d]|[\w.+-]+@[\w-]+\.\w"
+    r"|^(?:media |press )?(?:website|internet):)"
 )
-_REACH = re.compile(
-    r"(?i)\b(phone|tel|telephone|mobile|fax)\b\.?:? ?\+?[(\d]|[\w.+-]+@[\w-]+\.\w"
-    r"|^(media |press )?(website|internet):"
+_SHORT = r"^(?=.{1,200}$)"  # a longer line is no contact
+_CONTACTS = re.compile(  # its first line ends in a colon, or has an address at most 4 lines on
+    rf"{_SHORT}(?=.*:$|(?:.*\n++){{0,4}}?.*{_REACH})"
+    r"(?:(?:in case of|in the event of|(?:if|should) you have|bei (?:rück)?fragen"
+    r"|for (?:any |further |more |additional )).{0,60}\b(?:contact\b|an:?$).*"
+    r"|(?:corporate communications|unternehmenskommunikation|(?:press|media) ?contacts?"
+    r"|(?:presse|medien)kontakt)[.:]?$)"
+    rf"(?:(?:\n++{_SHORT}.+){{0,3}}?\n++{_SHORT}.*?{_REACH}.*)*",
+    re.I | re.M,
 )
-_NETWORKS = "linkedin|youtube|instagram|facebook|x|twitter|tiktok|threads"
-_SOCIAL = re.compile(rf"({_NETWORKS}) ?: ?\S*[./@]\S*$", re.I)
-_URL = re.compile(r"(https?://|www\.)\S+$", re.I)
-_PROSE = 200  # characters; a longer line is no contact
-
-
-def _without_contacts(text: str) -> str:
-    """`text` without contacts and links to social media; all of it if it has nothing else."""
-    lines = text.split("\n")  # not by paragraphs: an article may be one paragraph of lines
-    numbers = [number for number, line in enumerate(lines) if line]
-    filled = [lines[number] for number in numbers]
-    starts = [i for i, line in enumerate(filled) if len(line) <= _PROSE and _CONTACT.match(line)]
-    contacts = {place for start in starts for place in range(start, _contact_end(filled, start))}
-    dropped = {numbers[place] for place in contacts | _social_media(filled)}
-    kept = "\n".join(line for number, line in enumerate(lines) if number not in dropped)
-    return re.sub(r"\n{3,}", "\n\n", kept).strip("\n") or text
-
-
-def _contact_end(lines: list[str], start: int) -> int:
-    """Where a contact ends: after its last way to reach someone; names may stand between."""
-    end = start + 1 if lines[start].endswith(":") else start
-    last_reach = start
-    for place in range(start, len(lines)):
-        if len(lines[place]) > _PROSE or place - last_reach > 4:
-            break
-        if _REACH.search(lines[place]):
-            end, last_reach = place + 1, place
-    return end
-
-
-def _social_media(lines: list[str]) -> set[int]:
-    """The places of social-media lines, and of bare addresses in the same run of lines."""
-    is_link = [bool(_SOCIAL.match(line) or _URL.match(line)) for line in lines]
-    runs = [list(run) for _, run in groupby(range(len(lines)), key=is_link.__getitem__)]
-    return set().union(*(run for run in runs if any(_SOCIAL.match(lines[place]) for place in run)))
+_LINK = r"(?:https?://|www\.)\S+$"
+_NETWORK = r"(?:linkedin|youtube|instagram|facebook|x|twitter|tiktok|threads) ?: ?\S*[./@]\S*$"
+_SOCIAL_MEDIA = re.compile(
+    rf"^(?:{_LINK}\n+)*{_NETWORK}(?:\n+(?:{_LINK}|{_NETWORK}))*", re.I | re.M
+)

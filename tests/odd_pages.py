@@ -11,7 +11,30 @@ _LONG = (
 _PROSE = (_LONG * 40).strip()
 ODD = {
     "T0800001DE": dict(
-        about="German article", html="<p>Die Messe ist eröffnet und das ist gut.</p>", text=None
+        about="German article",
+        title="Die Messe für Boote ist eröffnet.",
+        teaser="Drei Tage für Boote und Segel.",
+        date="2025-05-12",
+        html="<p>\n  <strong>Lindau. </strong>Die Messe ist eröffnet, und der See ist\n  voll.</p>"
+        "<p>Sie dauert z.&nbsp;B. für Schulen bis zum 14. Mai.</p><p>Pressekontakt:</p>"
+        "<p>Ada Vogt<br>Telefon: +49-89-382-00000</p>",
+        text="Lindau. Die Messe ist eröffnet, und der See ist voll.\n\n"
+        "Sie dauert z. B. für Schulen bis zum 14. Mai.",
+    ),
+    "T0900203DE": dict(
+        about="German list",
+        title="„Über den See“: Das Boot für zwei Personen",
+        teaser="",
+        date="2025-03-03",
+        html="<p>Das Boot wird mit 42&nbsp;kW angetrieben und trägt zwei Personen.</p>"
+        "<ul><li>größer als das alte</li><li>für den See</li></ul>",
+        text="Das Boot wird mit 42 kW angetrieben und trägt zwei Personen.\n\n"
+        "- größer als das alte\n- für den See",
+    ),
+    "T0900204DE": dict(
+        about="English text under a German id",
+        html="<p>The fair is open, and this is the text for all of the guests.</p>",
+        text=None,
     ),
     "T0800002EN_GB": dict(
         about="British edition",
@@ -123,4 +146,6 @@ ODD = {
         text="The first is open.\n\nThe second is open as well.\n\nAnd this is a div",
     ),
 }
-SKIPPED = {"T0800001DE": "not English", "T0800013EN": "no body", "T0800014EN": "not English"}
+NO_GERMAN = "T0900204DE"
+SKIPPED = {article_id: "in DE, says its id" for article_id in ODD if article_id.endswith("DE")}
+SKIPPED |= {"T0800013EN": "no body", "T0800014EN": "text is not EN"}

@@ -124,9 +124,14 @@ def odd_articles() -> list[dict]:
 # Pages
 
 
-def shown_date(iso: str, java: bool) -> str:
-    """The date as the page prints it: dd.MM.yyyy, or for `java` as Java's Date.toString does."""
-    day = date.fromisoformat(iso)
+def shown_date(article: dict, java: bool) -> str:
+    """The date as the page prints it: dd.MM.yyyy, or for `java` as Java's Date.toString does.
+
+    One German article has it in words.
+    """
+    if article.get("id") == "T0800001DE" and not java:
+        return "12. Mai 2025"
+    day = date.fromisoformat(article["date"])
     zone = "CEST" if 4 <= day.month <= 9 else "CET"
     return day.strftime(f"%a %b %d 10:00:00 {zone} %Y") if java else day.strftime("%d.%m.%Y")
 
@@ -143,7 +148,7 @@ def newsfeed(article: dict, number: int, java: bool) -> str:
   {picture if has_picture else ""}
   <div class="text">
     <h3><a href="{link}">{html.escape(article["title"])}</a></h3>
-    <div class="info"><h4><span class="date">{shown_date(article["date"], java)}</span>
+    <div class="info"><h4><span class="date">{shown_date(article, java)}</span>
       <span class="category">{html.escape(article["category"])}</span></h4></div>
     <div class="sharing-icons"><a href="https://social.example/share?u={link}">share</a></div>
     <p class="serif">{html.escape(article["teaser"])}</p>
@@ -155,6 +160,7 @@ def newsfeed(article: dict, number: int, java: bool) -> str:
 
 FRAGMENT_MARK = """<div class="hidden remove-on-search article-video-portlet-url" \
 data-url="/global/article/video-portlet/"></div>"""
+IMAGE = '<img src="https://mediapool.example/small.jpg" alt=""><br/>'
 BUTTON = '<button id="lazy-load-button" class="remove-on-search clear">Show more</button>'
 LOADER = """<script>
 let page = START, busy = false, done = false;
@@ -220,7 +226,7 @@ def article_page(article: dict, java: bool, side: str) -> str:
     more = '<button class="readmore"><span>Show entire text</span></button>'
     return f"""{HEAD.format(title=title)}<div class="content-block"><div class="content-left">
 <div class="article-detail remove-on-search"><h1>{title} </h1>
-<div class="article-info"><h5><span class="date">{shown_date(article["date"], java)}</span>
+<div class="article-info"><h5><span class="date">{shown_date(article, java)}</span>
 <span class="category">{html.escape(article["category"])}</span></h5></div>{teaser}
 <div class="tagging-info tags clear-after">\
 <div class="clickable tag tag-searchable">Plant</div></div>
@@ -251,6 +257,7 @@ class PressClub:
         self.log: list[tuple[float, str]] = []
         self.busy = self.most_busy = self.bytes_sent = 0
         self.button = self.consent = self.scrolling = self.paging = True
+        self.feed = True  # whether there is an RSS feed
         self.blocking = False  # whether the button is dead while the consent drawer is there
         self.fragments = 100  # how often the scroll brings something
         self.delay = 0.0  # seconds each answer takes
@@ -290,7 +297,7 @@ class PressClub:
             return 200, kind, FRAGMENT_MARK + feed
         if article := self._article(path, query):
             return 200, kind, article_page(article, java, self._side())
-        if path in ("/global/rss", "/global/rss2"):
+        if self.feed and path in ("/global/rss", "/global/rss2"):
             rss = self._rss(self.page(number), full=path.endswith("2"), number=number)
             return 200, "application/rss+xml", rss
         if path == SITEMAP:
@@ -336,12 +343,14 @@ class PressClub:
     def _rss(self, articles: list[dict], full: bool, number: int) -> str:
         items = "".join(
             f"""<item><title>{html.escape(a["title"])}</title>\
-<guid isPermaLink="false">{a["id"]}</guid>
+<guid isPermaLink="false">www.press.bmwgroup.com/{a["id"]}</guid>
 <link>{self.url}/article/detail/{a["id"]}?language=en</link>
-<description>{html.escape(a["html"] if full else a["teaser"])}</description></item>"""
+<pubDate>{date.fromisoformat(a["date"]):%a, %-d %b %Y} 00:09:10 +0200</pubDate>
+<description>{html.escape(IMAGE + a["html"] if full else a["teaser"])}</description></item>"""
             for a in articles
         )
-        return f"""<rss xmlns:atom="http://www.w3.org/2005/Atom" version="2.0"><channel>
+        return f"""<?xml version="1.0" encoding="UTF-8"?>
+<rss xmlns:atom="http://www.w3.org/2005/Atom" version="2.0"><channel>
 <title>BMW Group PressClub Global</title>\
 <atom:link rel="next" href="/rss?page={number + 1}"/>{items}</channel></rss>"""
 

@@ -22,7 +22,7 @@ import psutil
 import pytest
 import requests
 from extraction_cells import NOTEBOOK, run_cells
-from odd_pages import ODD, SKIPPED
+from odd_pages import NO_GERMAN, ODD, SKIPPED
 from pressclub_site import (
     PressClub,
     article_page,
@@ -33,6 +33,7 @@ from pressclub_site import (
 )
 
 from bmwqa import chrome, pressclub
+from bmwqa.corpus import language
 from bmwqa_utils import load_articles
 
 EVAL_IDS = [f"T{900101 + number:07d}EN" for number in range(12)]
@@ -43,6 +44,7 @@ def site():
     """The site with the sample corpus, and another host that nobody may contact."""
     with PressClub([]) as elsewhere, PressClub(sample_articles()) as site:
         site.elsewhere = f"{elsewhere.url}/article"
+        site.feed = False
         yield site
         assert not elsewhere.log, "another host was contacted"
 
@@ -96,6 +98,7 @@ def whole_run(tmp_path_factory):
     articles = sample_articles() + odd_articles() + filler_articles(200)
     with PressClub([]) as elsewhere, PressClub(articles) as site:
         site.elsewhere = f"{elsewhere.url}/article"
+        site.feed = False
         started = time.monotonic()
         papermill.execute_notebook(
             str(NOTEBOOK),
@@ -167,6 +170,7 @@ def test_the_manifest_says_what_happened(whole_run):
     assert set(outcome["fetched"]) == {Path(name).stem for name in files(raw)}
     assert set(outcome["skipped"]) == set(SKIPPED)
     assert outcome["failed"] == {} and outcome["browser"] == "worked"
+    assert "HTTP 404" in outcome["feed"] and outcome["languages"] == {"EN": 246}
     assert len(outcome["found"]) == len(set(outcome["found"])) >= 234
 
 
@@ -185,6 +189,114 @@ def test_a_rerun_fetches_nothing_and_changes_nothing(whole_run):
     assert set(requested_ids(site)) <= set(SKIPPED)
     assert files(raw) == before
     assert len(manifest(raw)["already_there"]) == 246
+
+
+# --------------------------------------------------------------------------------------------------
+# The feed, and other languages
+
+
+def test_the_feed_gives_what_the_pages_give_for_a_fifth_of_the_requests(whole_run, tmp_path):
+    site, raw, _ = whole_run
+    by_page = {article["id"]: article for article in load_articles(raw / "train")}
+    site.feed = True
+    site.log.clear()
+    run_cells(parameters(site, tmp_path, TARGET=246, EVAL_IDS=EVAL_IDS))
+    site.feed = False
+    by_feed = {article["id"]: article for article in load_articles(tmp_path / "train")}
+    assert len(by_feed) == 234 and by_feed.keys() == by_page.keys()
+    for article_id, article in by_feed.items():
+        for key in ("url", "title", "date", "text"):
+            assert article[key] == by_page[article_id][key]
+    assert site.requests_for("rss2") <= 13
+    assert len(site.log) == manifest(tmp_path)["requests"] < 246 / 5
+    assert set(SKIPPED) <= set(manifest(tmp_path)["skipped"])
+
+
+BOMB = "<!DOCTYPE rss [" + "".join(
+    f'<!ENTITY e{n} "{f"&e{n - 1};" * 10 if n else "boom"}">' for n in range(9)
+)
+FEEDS = {  # what /rss2 sends: what the manifest says
+    "<rss><channel><item><title>x</item></channel></rss>": "not XML",
+    f"{BOMB}]><rss><channel><item><title>&e8;</title></item></channel></rss>": "EntitiesForbidden",
+    '<!DOCTYPE rss [<!ENTITY x SYSTEM "file:///etc/passwd">]><rss><item><title>&x;</title></item>'
+    "</rss>": "EntitiesForbidden",
+    "<rss><channel><item>": "truncated page",
+    "<rss><channel></channel></rss>": "0 articles",
+}
+
+
+@pytest.mark.parametrize("xml", FEEDS)
+def test_a_broken_feed_costs_nothing_but_itself(site, tmp_path, monkeypatch, xml):
+    monkeypatch.setattr(pressclub.time, "sleep", lambda seconds: None)
+    site.feed = True
+    site.answers["/global/rss2"] = (200, "application/rss+xml", xml.encode(), {})
+    run_cells(parameters(site, tmp_path, TARGET=12))
+    assert FEEDS[xml] in manifest(tmp_path)["feed"]
+    assert len(load_articles(tmp_path / "train")) == 10 == site.requests_for("/detail/") - 2
+
+
+def test_a_feed_that_cuts_its_articles_is_not_used(site, tmp_path):
+    site.feed, rss = True, site._rss
+    site._rss = lambda articles, full, number: rss(
+        [a | {"html": a["html"][: len(a["html"]) // 2] + "…"} for a in articles], full, number
+    )
+    run_cells(parameters(site, tmp_path, TARGET=12))
+    assert "the feed has another text of" in manifest(tmp_path)["feed"]
+    for article in load_articles(tmp_path / "train"):
+        assert not article["text"].endswith("…")
+
+
+def test_a_full_feed_does_not_hide_an_empty_listing(site, tmp_path):
+    site.feed, site._feed = True, lambda number, java: ""
+    with pytest.raises(RuntimeError, match="No article found"):
+        run_cells(parameters(site, tmp_path, PAGE_SECONDS=0.6))
+    assert not site.requests_for("rss") and not files(tmp_path)
+
+
+def test_items_of_the_feed():
+    item = "<item><link>https://a.example/global/article/detail/{}?language=en</link>"
+    item += "<title>A &amp;amp; B</title><pubDate>Thu, 4 Jun 2026 00:49:10 +0200</pubDate>"
+    item += "<description>{}</description>"
+    bodies = {"T0000001EN": "&lt;p&gt;5 &amp;euro; and 571&lt;sup&gt;1&lt;/sup&gt; km&lt;/p&gt;"}
+    bodies |= {"T0000002EN": "", "T0000003DE": "The fair is open, and the text is for all."}
+    bodies |= {"T0000004DE": "Die Messe ist für das Boot.", "../../x": "The text."}
+    items = "".join(item.format(*pair) + "</item>" for pair in bodies.items())
+    xml = f'<?xml version="1.0" encoding="UTF-8"?><rss><channel>{items}</channel></rss>'
+    articles = pressclub.feed_articles(xml, "https://b.example/global/")
+    assert {i: a["text"] for i, a in articles.items()} == {
+        "T0000001EN": "5 € and 571 km",
+        "T0000004DE": "Die Messe ist für das Boot.",
+    }
+    article = articles["T0000001EN"]
+    assert (article["title"], article["date"]) == ("A & B", "2026-06-04")
+    assert article["url"] == "https://b.example/global/article/detail/T0000001EN"
+
+
+@pytest.mark.parametrize("feed", [False, True])
+def test_german_articles_alone(tmp_path, feed):
+    with PressClub(sample_articles() + odd_articles()) as site:
+        site.feed = feed
+        settings = parameters(site, tmp_path, TARGET=20, LANGUAGES=["DE"])
+        settings |= {"EVAL_IDS": ["T0900203DE"], "PAGE_SECONDS": 1.2}
+        run_cells(settings)
+    (train,), (evaluation,) = (load_articles(tmp_path / split) for split in ("train", "eval"))
+    assert (train["id"], evaluation["id"]) == ("T0800001DE", "T0900203DE")
+    for article in (train, evaluation):
+        assert {key: article[key] for key in ("title", "date", "text")} == {
+            key: ODD[article["id"]][key] for key in ("title", "date", "text")
+        }
+    outcome = manifest(tmp_path)
+    assert outcome["languages"] == {"DE": 2}
+    assert outcome["skipped"][NO_GERMAN] == "text is not DE, as the id says"
+    assert outcome["skipped"]["T0900001EN"] == "in EN, says its id"
+
+
+def test_two_languages_are_counted_apart(tmp_path, capsys):
+    with PressClub(sample_articles()[:30] + odd_articles()) as site:
+        settings = parameters(site, tmp_path, TARGET=60, LANGUAGES=["EN", "DE"], EVAL_IDS=[])
+        run_cells(settings | {"PAGE_SECONDS": 1.2})
+    assert manifest(tmp_path)["languages"]["DE"] == 2
+    assert [line for line in capsys.readouterr().out.splitlines() if "is not DE" in line]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -299,14 +411,9 @@ UTF_8, WINDOWS = "utf-8", "windows-1252"
         ("application/xhtml+xml", "", UTF_8),
         ("Application/XHTML+XML; charset=windows-1252", "", WINDOWS),
         ("text/html;charset=ISO-8859-1", "", WINDOWS),
-        ("text/html; charset=iso-8859-1", '<meta charset="utf-8">', WINDOWS),
         ("text/html; charset=Latin1", "", WINDOWS),
-        ("text/html; charset=US-ASCII", "", WINDOWS),
         ("text/html; charset=cp1252", "", WINDOWS),
         ("text/html; charset=x-unknown", "", UTF_8),
-        ("text/html; charset=x-unknown", "", WINDOWS),
-        ("text/html; charset=rot13", '<meta charset="ISO-8859-1">', WINDOWS),
-        ("text/html; charset=", "", UTF_8),
         ("text/html", "", UTF_8),
         ("text/html", "", WINDOWS),
         ("text/html", "", "utf-8-sig"),
@@ -314,7 +421,6 @@ UTF_8, WINDOWS = "utf-8", "windows-1252"
         ("text/html", "", "utf-16"),
         ("text/html", '<meta charset="utf-8">', UTF_8),
         ("text/html", '<META CHARSET="latin1">', WINDOWS),
-        ("text/html", '<meta charset="utf-16">', UTF_8),
         ("text/html", '<meta content="text/html; charset=cp1250">', "cp1250"),
         ("text/html; charset=utf-8", '<meta charset="iso-8859-1">', UTF_8),
         ("text/html; charset=utf-8", "", WINDOWS),
@@ -564,6 +670,8 @@ def test_what_was_there_stays(site, tmp_path, capsys):
     [
         ({"EVAL_IDS": ["../../etc/passwd"]}, "need ids like"),
         ({"TARGET": 2}, "need more than the 2"),
+        ({"LANGUAGES": ["FR"]}, r"LANGUAGES is \['FR'\], need a list of \['EN', 'DE'\]"),
+        ({"LANGUAGES": ["DE"]}, "need ids of LANGUAGES"),
         ({"BASE_URL": "press.bmwgroup.com"}, "need an address"),
     ],
 )
@@ -595,7 +703,8 @@ def test_ids_come_from_the_newsfeed_alone_and_once():
     feed = (f'<article class="newsfeed">{picture}{text.format(href)}</article>' for href in hrefs)
     html = "".join(feed) + side
     assert pressclub.listing_ids(html) == ["T0000001EN", "T0000002EN_GB", "T0000003DE"]
-    assert [pressclub.is_english_id(i) for i in pressclub.listing_ids(html)] == [True, True, False]
+    languages = [language(article_id) for article_id in pressclub.listing_ids(html)]
+    assert languages == ["EN", "EN", "DE"]
 
 
 @pytest.mark.parametrize(
@@ -606,15 +715,18 @@ def test_ids_come_from_the_newsfeed_alone_and_once():
         ("Fri Nov 21 10:00:00 CET 2025", "2025-11-21"),
         ("Wed Oct 08 00:01:00 CEST 2025", "2025-10-08"),
         ("Tue Oct 18 17:49:60 CET 2015", "2015-10-18"),
+        ("Thu, 4 Jun 2026 00:49:10 +0200", "2026-06-04"),
+        ("12. Mai 2025", "2025-05-12"),
+        ("3. März 2025", "2025-03-03"),
     ],
 )
 def test_dates(text, day):
     assert pressclub.parse_date(text) == date.fromisoformat(day).isoformat()
 
 
-@pytest.mark.parametrize("text", ["", "yesterday", "31.02.2025", "00.00.0000"])
+@pytest.mark.parametrize("text", ["", "yesterday", "31.02.2025", "00.00.0000", "12. Mia 2025"])
 def test_wrong_dates_are_named(text):
-    with pytest.raises(ValueError, match="need 14.08.2025 or"):
+    with pytest.raises(ValueError, match="need 14.08.2025, 14. August 2025 or"):
         pressclub.parse_date(text)
 
 
@@ -635,6 +747,7 @@ def test_a_date_as_java_prints_it_comes_without_accept_language(site):
         ("<p>For more information contact a dealer of your choice.</p><p>Or wait.</p>", None),
         ("<p>www.pressclub.example</p>", "www.pressclub.example"),
         ("<p>Instagram: https://instagram.example/b</p>", "Instagram: https://instagram.example/b"),
+        ("<table><tr><td>a<table><tr><td>b</td><td>c</table></td></tr></table>", "a\n\nb\tc"),
     ],
 )
 def test_text(body, text):
@@ -650,31 +763,18 @@ def test_text(body, text):
         ("2,500<a><sup>3</sup></a> units", "2,500 units"),
         ('2,500<sup><a href="#fn1">3</a></sup> units', "2,500 units"),
         ("<b>571</b><sup><b>1</b></sup>&nbsp;km<sup>&nbsp;2)</sup>", "571 km"),
-        ("5<sup>[1]</sup>, 6<sup>*</sup>, 7<sup>1, 2</sup>, 8<sup>1)</sup>", "5, 6, 7, 8"),
-        ("5<sup>(1)</sup>, 6<sup>**)</sup>, 7<sup>1–3</sup>, 8<sup>†</sup>", "5, 6, 7, 8"),
-        ("5<sup>a</sup>, 6<sup>b)</sup>, 7<sup>1</sup>, <sup>2</sup> km", "5, 6, 7 km"),
-        ("571<sup>1</sup><sup>,</sup><sup>2 </sup>km <sup>3</sup>.", "571 km."),
-        ("Units.<sup>2</sup> Next<sup>3</sup> year", "Units. Next year"),
-        ("<sup>1</sup> Provisional.", "Provisional."),
+        ("5<sup>[1]</sup>, 6<sup>*</sup>, 7<sup>1, 2</sup>, 8<sup>a)</sup>", "5, 6, 7, 8"),
+        ("571<sup>1</sup><sup>,</sup><sup>2 </sup>km.<sup>†</sup>", "571 km."),
+        ("up to 100 m</p><p><sup>2</sup> Provisional.", "up to 100 m\n\nProvisional."),
         ("CO<sub>2</sub><sup>1</sup>, CO<sup>2</sup>, H<sub>2</sub>O", "CO2, CO2, H2O"),
         ("25 m<sup>2</sup>, 3&nbsp;km<sup>2</sup>, 420 cm<sup>3</sup>.", "25 m², 3 km², 420 cm³."),
-        ("420 cm<sup>3</sup><sup>1</sup>, 5 kg/m<sup>3 </sup>in all", "420 cm³, 5 kg/m³ in all"),
-        ("9.8 m/s<sup>2</sup>, 11,000 min<sup>-1</sup>", "9.8 m/s², 11,000 min⁻¹"),
-        ('<a href="/hall">25 m<sup>2</sup></a>', "25 m²"),
+        ("420 cm<sup>3</sup><sup>1</sup>, 9.8 m/s<sup>2</sup>", "420 cm³, 9.8 m/s²"),
         ('25 m<sup><a href="#2">2</a></sup>', "25 m"),
-        ("14.7 kWh/100 km<sup>2</sup>, 0 g/km<sup>3</sup>, km<sup>1</sup>",)
-        + ("14.7 kWh/100 km, 0 g/km, km",),
-        ("1<sup>st</sup>, 22<sup>nd</sup>, 24<sup>th</sup>", "1st, 22nd, 24th"),
-        ("10<sup>6</sup>, 10<sup>12</sup>, 10<sup>–9</sup>, top 10<sup>1</sup>",)
-        + ("10⁶, 10¹², 10⁻⁹, top 10",),
-        ("5<sup>1</sup>/<sub>2</sub>, 6<sup>1/4</sup>, 7<sup>1</sup>/8<sup>2</sup> km",)
-        + ("5 1/2, 6 1/4, 7/8 km",),
-        ("BMW<sup>®</sup>, 20<sup>°</sup>C<sup></sup>", "BMW®, 20°C"),
-        ("<sup>Consumption: see page 2.</sup>", "Consumption: see page 2."),
-        (
-            "<table><tr><td>Units<sup>1</sup></td><td>571<sup>2</sup></td></tr></table>",
-            "Units\t571",
-        ),
+        ("14.7 kWh/100&nbsp;km<sup>2</sup>, 0 g/km<sup>3</sup>", "14.7 kWh/100 km, 0 g/km"),
+        ("10<sup>6</sup>, 10<sup>12</sup>, top 10<sup>1</sup>", "10⁶, 10¹², top 10"),
+        ("11,000 min<sup>-1</sup>", "11,000 min⁻¹"),
+        ("1<sup>st</sup>, BMW<sup>®</sup>, 20<sup>°</sup>C", "1st, BMW®, 20°C"),
+        ("<table><tr><td>a<sup>1</sup></td><td>571<sup>2</sup></td></tr></table>", "a\t571"),
     ],
 )
 def test_footnote_marks_go_and_exponents_stay(body, text):
@@ -695,7 +795,6 @@ def test_page_form_is_undone_for_every_kind_of_paragraph():
         ("<html><h1>Sorry</h1></html>", "div.article-detail"),
         (page_of("<p>x</p>", title=""), "without a title"),
         (page_of("<p>x</p>").replace("14.08.2025", "soon"), "date 'soon'"),
-        (page_of("<b>" * 3000 + "x"), "nested too deeply"),
     ],
 )
 def test_pages_of_another_form_are_named(page, message):
@@ -705,17 +804,19 @@ def test_pages_of_another_form_are_named(page, message):
 
 
 FOREIGN = {
-    "de": "Die neue Messe ist eröffnet und das Programm ist bis Mittwoch in der Anlage zu finden.",
-    "fr": "Le salon est ouvert et les visiteurs sont au rendez-vous dans la ville de Munich.",
-    "es": "La feria se abre con un programa para los visitantes y el público de la ciudad.",
-    "it": "La fiera è aperta con un programma per gli ospiti della città, che sono più di mille.",
+    "DE": "Die neue Messe ist eröffnet und das Programm ist bis Mittwoch in der Anlage zu finden.",
+    "FR": "Le salon est ouvert et les visiteurs sont au rendez-vous dans la ville de Munich.",
+    "ES": "La feria se abre con un programa para los visitantes y el público de la ciudad.",
+    "IT": "La fiera è aperta con un programma per gli ospiti della città, che sono più di mille.",
 }
 
 
-@pytest.mark.parametrize("language", FOREIGN)
-def test_other_languages_are_told_from_english(language):
+@pytest.mark.parametrize("code", FOREIGN)
+def test_languages_are_told_apart(code):
     english = "The show is open, and the programme of the day is in the file. "
     names = "1. Kelvin van der Linde (RSA) 2. Raffaele de la Rosa 3. Augusto Farfus"
-    assert not pressclub.is_english(FOREIGN[language])
-    assert pressclub.is_english(names)
-    assert pressclub.is_english(english + FOREIGN[language][:20])
+    assert not pressclub.is_in_language(FOREIGN[code], "EN")
+    assert pressclub.is_in_language(FOREIGN[code], code)
+    assert not pressclub.is_in_language(english, code)
+    assert pressclub.is_in_language(names, "EN") and pressclub.is_in_language(names, code)
+    assert pressclub.is_in_language(english + FOREIGN[code][:20], "EN")

@@ -1,15 +1,20 @@
 """What the three notebooks share: articles, rows, the prompt, tokens and labels. Without torch."""
 
+import os
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 from bmwqa.corpus import (  # noqa: F401  (for the notebooks)
     ARTICLE_KEYS,
     ROOT,
     article_context,
+    check_corpus,
     load_articles,
-    load_corpus,
     numbered_lines,
+    read_article,
     read_json,
     read_jsonl,
     write_json,
@@ -37,30 +42,61 @@ def build_qa_pairs(article: dict, seed: int = 42, reasons: Counter | None = None
     return [make_row(article, pair, "rule") for pair in pairs]
 
 
-def written_rows(paths: list[str | Path], articles: list[dict]) -> list[dict]:
-    """The rows of the questions that people wrote about `articles`, see `load_questions`."""
-    by_id = {article["id"]: article for article in articles}
-    contexts = {article_id: article_context(article) for article_id, article in by_id.items()}
-    pairs = [line | {"answer": line["answers"][0]} for line in load_questions(paths, contexts)]
-    return [make_row(by_id[pair["article_id"]], pair, "written") for pair in pairs]
+def written_pairs(paths: list[str | Path], files: dict[str, Path]) -> dict[str, list[dict]]:
+    """{article id: pairs} of the questions that people wrote about the articles in `files`.
+
+    files: {article id: file}, as of `check_corpus`. Errors are those of `load_questions`.
+    """
+    ids = {str(line.get("article_id")) for path in paths for _, line in numbered_lines(path)}
+    asked_about = {name: file for name, file in files.items() if name in ids}
+    contexts = {name: article_context(read_article(file)) for name, file in asked_about.items()}
+    pairs: dict[str, list[dict]] = {}
+    for line in load_questions(paths, contexts):
+        pair = {"kind": line["kind"], "question": line["question"], "answer": line["answers"][0]}
+        pairs.setdefault(line["article_id"], []).append(pair)
+    return pairs
 
 
-def load_rows(path: str | Path, kinds: list[str] | None = None) -> list[dict]:
-    """The rows of `kinds` (None: all) in a file of notebook 2; ValueError if a kind has no row."""
-    rows = []
+def corpus_rows(
+    files: Iterable[Path], seed: int | None, written: dict, reasons: Counter | None = None
+) -> Iterator[dict]:
+    """The rows of the articles in `files`, one article after the other: by rule, then `written`.
+
+    seed, reasons: as in `build_qa_pairs`; without a seed, no rows by rule. written: of
+    `written_pairs`. Memory holds one article.
+    """
+    for file in files:
+        article = read_article(file)
+        if seed is not None:
+            yield from build_qa_pairs(article, seed, reasons)
+        for pair in written.get(article["id"], []):
+            yield make_row(article, pair, "written")
+
+
+def read_rows(path: str | Path, kinds: list[str] | None = None) -> Iterator[dict]:
+    """The rows of `kinds` (None: all) in a file of notebook 2, read as they are asked for.
+
+    ValueError names a line that is broken or, at the end, one of `kinds` that has no row.
+    """
+    kinds_there = {}
     for where, row in numbered_lines(path, ROW_KEYS):
         if wrong := [key for key in ROW_KEYS if not isinstance(row[key], str)]:
             raise ValueError(f"{where}: {wrong[0]!r} is {row[wrong[0]]!r}, need text. Correct it.")
-        rows.append(row)
-    kinds_there = dict.fromkeys(row["kind"] for row in rows)
-    if not rows:
+        kinds_there[row["kind"]] = True
+        if kinds is None or row["kind"] in kinds:
+            yield row
+    if not kinds_there:
         need = "Run data_processing_prompt.ipynb on a folder with articles."
         raise ValueError(f"{path} has no rows. {need}")
     if missing := [kind for kind in kinds or [] if kind not in kinds_there]:
         problem = f"no rows of the kind {missing[0]!r}. It has {', '.join(kinds_there)}"
         need = "or run data_processing_prompt.ipynb with the QUESTIONS that have it"
         raise ValueError(f"{path} has {problem}. Choose from these, {need}.")
-    return [row for row in rows if kinds is None or row["kind"] in kinds]
+
+
+def load_rows(path: str | Path, kinds: list[str] | None = None) -> list[dict]:
+    """The rows of `read_rows`, all of them in memory."""
+    return list(read_rows(path, kinds))
 
 
 def rule_made_questions(rows: list[dict]) -> list[dict]:
@@ -183,6 +219,78 @@ def group_by_article(rows: list[dict], tokenizer, per_group: int | None = None) 
             group = {"article_id": members[0][1]["article_id"], "prefix": prefix}
             groups.append(group | {"branches": branches[start : start + size]})
     return groups
+
+
+LARGE = 1e9  # bytes of a file of rows; from here on, all cores tokenize, and bars show how far
+
+
+def tokenize_rows(path: str | Path, tokenizer, folder: str | Path, **options):
+    """The groups of a file of rows, tokenized once: a `datasets.Dataset` that lies in `folder`.
+
+    options: of `read_rows` and `_tokenize`. A group has the keys of `group_by_article`, "written",
+    whether people asked about the article, and "lengths", the tokens of its rows. Of those, the
+    branches leave out what is over `max_tokens`. Memory holds the groups that are in use.
+    """
+    import datasets
+
+    kinds, file = options.pop("kinds", None), Path(path).stat()
+    large = file.st_size > LARGE
+    (datasets.enable_progress_bars if large else datasets.disable_progress_bars)()
+    ids = datasets.List(datasets.Value("int32"))
+    features = {"article_id": datasets.Value("string"), "prefix": ids, "lengths": ids}
+    features |= {"branches": datasets.List({"input_ids": ids, "labels": ids})}
+    features |= {"written": datasets.Value("bool")}
+    state = [Path(__file__).read_bytes(), str(path), file.st_size, file.st_mtime_ns, kinds]
+    try:
+        articles = datasets.Dataset.from_generator(
+            _whole_articles,
+            gen_kwargs={"path": path, "kinds": kinds},
+            cache_dir=str(folder),
+            fingerprint=datasets.fingerprint.Hasher.hash(state),
+        )
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise error.__cause__ from None
+    return articles.map(
+        _tokenize,
+        batched=True,
+        batch_size=50,
+        fn_kwargs={"tokenizer": tokenizer} | options,
+        remove_columns=articles.column_names,
+        features=datasets.Features(features),
+        num_proc=os.cpu_count() if large else None,
+    )
+
+
+def _whole_articles(path: str | Path, kinds: list[str] | None) -> Iterator[dict]:
+    ids = set()
+    for key, rows in groupby(read_rows(path, kinds), itemgetter("article_id", "context")):
+        if key[0] in ids:
+            problem = f"the rows of {key[0]} are not in one place, or have two contexts"
+            raise ValueError(f"{path}: {problem}. Run data_processing_prompt.ipynb again.")
+        ids.add(key[0])
+        pairs = [{name: row[name] for name in ("source", "question", "answer")} for row in rows]
+        yield {"article_id": key[0], "context": key[1], "pairs": pairs}
+
+
+def _tokenize(
+    articles: dict[str, list], tokenizer, max_tokens: int = 2048, per_group: int | None = None
+) -> dict[str, list]:
+    """The columns of `tokenize_rows` for a batch of `_whole_articles`."""
+    columns = {name: [] for name in ("article_id", "prefix", "branches", "written", "lengths")}
+    for article_id, context, pairs in zip(*articles.values(), strict=True):
+        rows = [pair | {"article_id": article_id, "context": context} for pair in pairs]
+        (group,) = group_by_article(rows, tokenizer)
+        branches, head = group["branches"], len(group["prefix"])
+        lengths = [head + len(branch["input_ids"]) for branch in branches]
+        kept = [b for b, length in zip(branches, lengths, strict=True) if length <= max_tokens]
+        written = any(pair["source"] == "written" for pair in pairs)
+        size = per_group or len(kept) or 1
+        for start in range(0, len(kept) or 1, size):
+            group |= {"branches": kept[start : start + size], "written": written}
+            group |= {"lengths": [] if start else lengths}
+            for name, column in columns.items():
+                column.append(group[name])
+    return columns
 
 
 def _encode_branch(tokenizer, row: dict) -> dict[str, list[int]]:

@@ -351,12 +351,11 @@ def article_rows(questions: int = 3, tokens: tuple[int, int] = ARTICLE_TOKENS) -
 
     tokens: (fewest, most) of the longest of these rows.
     """
-    articles = bq.load_articles(bq.ROOT / "data" / "sample" / "train")
-    written = bq.written_rows([bq.ROOT / "data" / "questions" / "train.jsonl"], articles)
+    files = bq.check_corpus(bq.ROOT / "data" / "sample")["train"]
+    written = bq.written_pairs([bq.ROOT / "data" / "questions" / "train.jsonl"], files)
     tokenizer, chosen = load_tokenizer(SMOL), []
-    for article in articles:
-        rows = bq.build_qa_pairs(article)
-        rows += [row for row in written if row["article_id"] == article["id"]]
+    for file in files.values():
+        rows = list(bq.corpus_rows([file], 42, written))
         lengths = bq.token_lengths(rows[:questions], tokenizer)
         if len(lengths) == questions and tokens[0] <= max(lengths) <= tokens[1]:
             chosen.append(rows[:questions])

@@ -20,7 +20,7 @@ BOILERPLATE = re.compile(
 
 @pytest.fixture(scope="module")
 def corpus():
-    return bq.load_corpus(SAMPLE)
+    return {split: bq.load_articles(SAMPLE / split) for split in ("train", "eval")}
 
 
 @pytest.fixture(scope="module")

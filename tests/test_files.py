@@ -73,7 +73,7 @@ def test_two_articles_with_one_id_are_refused(corpus, article):
 def test_an_article_in_train_and_eval_is_refused(corpus, article):
     write(corpus / "eval", "T0000001EN.json", json.dumps(article))
     with pytest.raises(ValueError, match="T0000001EN is in train and in eval"):
-        bq.load_corpus(corpus)
+        bq.check_corpus(corpus)
 
 
 def test_an_empty_body_is_left_out_and_counted(article):
@@ -111,6 +111,44 @@ def test_rows_are_chosen_by_kind_and_a_kind_that_is_not_there_is_named(tmp_path)
         bq.load_rows(tmp_path / "rows.jsonl", ["title", "about"])
 
 
+def test_rows_are_read_as_they_are_asked_for(tmp_path):
+    row = dict.fromkeys(bq.ROW_KEYS, "x")
+    bq.write_jsonl(tmp_path / "rows.jsonl", [row, {"article_id": "T2"}])
+    rows = bq.read_rows(tmp_path / "rows.jsonl")
+    assert next(rows) == row
+    with pytest.raises(ValueError, match="rows.jsonl, line 2: the key 'source' is missing"):
+        next(rows)
+
+
+def test_rows_that_break_off_while_they_are_written_leave_the_old_file(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    bq.write_jsonl(path, [{"old": True}])
+
+    def rows():
+        yield {"old": False}
+        raise ValueError("an article is broken")
+
+    with pytest.raises(ValueError, match="an article is broken"):
+        bq.write_jsonl(path, rows())
+    assert bq.read_jsonl(path) == [{"old": True}]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_corpus_is_checked_and_named_file_by_file(corpus):
+    files = bq.check_corpus(corpus)
+    assert {split: list(ids) for split, ids in files.items()} == {
+        "train": ["T0000001EN", "T0000002EN"],
+        "eval": ["T0000003EN"],
+    }
+    assert bq.read_article(files["eval"]["T0000003EN"])["text"].endswith("No. 3.")
+
+
+def test_a_line_that_is_not_utf8_is_named(tmp_path):
+    (tmp_path / "rows.jsonl").write_bytes(b'{"a": 1}\n' + '{"a": "ü"}\n'.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"rows.jsonl, line 2: byte 7 is not UTF-8"):
+        bq.read_jsonl(tmp_path / "rows.jsonl")
+
+
 def test_jsonl_keeps_line_separators_that_are_no_line_breaks(tmp_path):
     rows = [{"text": "a\u2028b\x85c\rd\ne"}, {"text": "Nürburgring – “quote”"}]
     bq.write_jsonl(tmp_path / "rows.jsonl", rows)
@@ -134,7 +172,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
 def test_a_mark_in_front_of_a_file_is_no_text(corpus):
     path = corpus / "train" / "T0000001EN.json"
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    assert bq.load_corpus(corpus)["train"][0]["id"] == "T0000001EN"
+    assert bq.load_articles(corpus / "train")[0]["id"] == "T0000001EN"
 
 
 @pytest.mark.parametrize(
@@ -148,7 +186,7 @@ def test_a_mark_in_front_of_a_file_is_no_text(corpus):
 def test_json_that_cannot_be_kept_names_its_file(corpus, text, message):
     (corpus / "train" / "T0000009EN.json").write_text(text)
     with pytest.raises(ValueError, match=f"T0000009EN.json: {message}"):
-        bq.load_corpus(corpus)
+        bq.check_corpus(corpus)
 
 
 @pytest.mark.parametrize("change", [{"id": "T0000003EN_GB"}, {"id": "T0000007EN", "text": None}])
@@ -159,7 +197,7 @@ def test_one_release_under_two_ids_is_refused(corpus, change):
     bq.write_json(corpus / "train" / f"{article['id']}.json", article)
     message = rf"{article['id']} \(in eval T0000003EN\) is in train and in eval.* Delete"
     with pytest.raises(ValueError, match=message):
-        bq.load_corpus(corpus)
+        bq.check_corpus(corpus)
 
 
 @pytest.mark.parametrize("value", [3, None, ["x"]])

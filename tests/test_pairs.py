@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+import bmwqa_utils as bq
 from bmwqa import corpus, pairs
 from bmwqa.corpus import article_context
 
@@ -57,6 +58,7 @@ def test_title_date_and_first_paragraph_stand_in_the_context():
         "If you have any questions on this text, please contact:",
         "Ladies and gentlemen, it is good to see you all.",
         "Phone: +49-89-382-00000 is the number to call today.",
+        "Sehr geehrte Damen und Herren, es ist schön, Sie hier zu sehen.",
     ],
 )
 def test_what_is_no_running_text_is_passed_over(before):
@@ -85,9 +87,21 @@ def test_what_is_missing_is_counted_and_not_invented():
     assert rule(" \n\n ") == ({}, Counter({"the text is empty": 1}))
 
 
+def test_a_german_article_is_asked_in_german_and_answers_from_its_context():
+    lead = "Anna Berg gewann am 12. Mai das Rennen, z. B. vor Otto Au. "
+    title = "Sieg für Berg."
+    article = {"id": "T0453713DE", "title": title, "date": "2025-05-12", "text": lead * 40}
+    rows, left_out = pairs.rule_pairs(article)
+    assert [row["answer"] for row in rows][:2] == [title, "12. Mai 2025"]
+    about = rows[2]["answer"]
+    assert 1400 < len(about) <= pairs.ABOUT_LIMIT and about.endswith("vor Otto Au.")
+    assert all(row["answer"] in article_context(article) for row in rows) and not left_out
+    assert all(row["question"] in pairs.GERMAN[row["kind"]] for row in rows)
+
+
 def test_the_seed_chooses_the_phrasing_and_nothing_else():
     questions = {pairs.rule_pairs(ARTICLE, seed)[0][0]["question"] for seed in range(20)}
-    assert questions == set(pairs.PHRASINGS["title"])
+    assert questions == set(pairs.ENGLISH["title"])
     assert pairs.rule_pairs(ARTICLE, 7) == pairs.rule_pairs(ARTICLE, 7)
 
 
@@ -161,6 +175,27 @@ def test_a_file_that_is_missing_or_broken_is_named(tmp_path):
     (tmp_path / "cut.jsonl").write_text('{"id": "q1", ', encoding="utf-8")
     with pytest.raises(ValueError, match="cut.jsonl, line 1: not JSON"):
         pairs.load_questions([tmp_path / "cut.jsonl"], {})
+
+
+def test_rows_come_article_by_article_first_by_rule_then_written(tmp_path):
+    files = {}
+    for name in ("T1", "T2"):
+        files[name] = tmp_path / f"{name}.json"
+        keys = dict.fromkeys(corpus.ARTICLE_KEYS, "x")
+        corpus.write_json(files[name], keys | ARTICLE | {"id": name})
+    lines = [LINE | {"id": "q2", "article_id": "T2"}, LINE]
+    corpus.write_jsonl(tmp_path / "questions.jsonl", lines)
+    written = bq.written_pairs([tmp_path / "questions.jsonl"], files)
+    assert list(written) == ["T2", "T1"]
+    rows = list(bq.corpus_rows(files.values(), 42, written))
+    kinds = ["title", "date", "about", "who"]
+    assert [(row["article_id"], row["kind"]) for row in rows] == [
+        (name, kind) for name in files for kind in kinds
+    ]
+    prompt = bq.format_prompt(article_context(ARTICLE), "Who came first?")
+    assert rows[3] == bq.make_row(ARTICLE, {**LINE, "answer": "Anna Berg"}, "written")
+    assert (rows[3]["prompt"], rows[3]["answer"]) == (prompt, "Anna Berg")
+    assert list(bq.corpus_rows(files.values(), None, written)) == [rows[3], rows[7]]
 
 
 # --------------------------------------------------------------------------------------------------

@@ -1,5 +1,9 @@
 """The prompt, its tokens and labels, with the vocabularies of Qwen2.5 and the embedded model."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 
 import bmwqa_utils as bq
@@ -98,6 +102,72 @@ def test_grouping_keeps_order_and_shares_the_article(tokenizer, row):
     for group, row in ((first, rows[0]), (second, rows[1])):
         ids = group["prefix"] + group["branches"][0]["input_ids"]
         assert ids == bq.encode_example(tokenizer, row)["input_ids"]
+
+
+@pytest.fixture
+def rows_file(tmp_path, row):
+    """Three articles of four rows each, the middle article too long for 60 tokens."""
+    texts = {"T1": "Munich.", "T2": "the" + " the" * 60, "T3": "Ulm."}
+    questions = [("Where?", "rule"), ("When?", "rule"), ("Who?", "written"), ("a" * 99, "rule")]
+    rows = [
+        dict.fromkeys(bq.ROW_KEYS, "x")
+        | row
+        | {"article_id": name, "context": text, "question": question, "source": source}
+        for name, text in texts.items()
+        for question, source in questions
+    ]
+    bq.write_jsonl(tmp_path / "rows.jsonl", rows)
+    return tmp_path / "rows.jsonl"
+
+
+@pytest.mark.parametrize("per_group", [None, 2])
+def test_rows_tokenized_on_disk_are_those_tokenized_in_memory(
+    rows_file, tmp_path, tokenizer, per_group
+):
+    """As JSON, too: a finished training is recognised by the hash of its groups."""
+    rows, options = bq.load_rows(rows_file), {"max_tokens": 80, "per_group": per_group}
+    lengths = bq.token_lengths(rows, tokenizer)
+    kept, dropped = bq.drop_long(rows, tokenizer, 80)
+    assert {row["article_id"] for row in kept} == {"T1", "T3"} and len(dropped) >= 4
+    for _ in range(2):  # the second time from disk
+        groups = bq.tokenize_rows(rows_file, tokenizer, tmp_path / "tokens", **options)
+        assert [length for group in groups["lengths"] for length in group] == lengths
+        assert all(groups["written"])
+        in_memory = bq.group_by_article(kept, tokenizer, per_group)
+        keys = ("article_id", "prefix", "branches")
+        on_disk = [{key: group[key] for key in keys} for group in groups if group["branches"]]
+        assert json.dumps(on_disk) == json.dumps(in_memory)
+
+
+def test_rows_that_change_are_tokenized_anew(rows_file, tmp_path, embedded_tokenizer, row):
+    before = bq.tokenize_rows(rows_file, embedded_tokenizer, tmp_path / "tokens")
+    rows = bq.load_rows(rows_file)
+    bq.write_jsonl(rows_file, [rows[0] | {"answer": "Ulm"}, *rows[1:]])
+    after = bq.tokenize_rows(rows_file, embedded_tokenizer, tmp_path / "tokens")
+    (group,) = bq.group_by_article([rows[0] | {"answer": "Ulm"}], embedded_tokenizer)
+    assert before[0]["branches"][0] != after[0]["branches"][0] == group["branches"][0]
+
+
+def test_what_is_wrong_in_a_file_to_tokenize_is_one_error(rows_file, tmp_path, embedded_tokenizer):
+    def error(**options):
+        with pytest.raises(ValueError) as error:
+            bq.tokenize_rows(rows_file, embedded_tokenizer, tmp_path / "tokens", **options)
+        return str(error.value)
+
+    assert "no rows of the kind 'who'. It has x" in error(kinds=["who"])
+    rows = bq.load_rows(rows_file)
+    bq.write_jsonl(rows_file, rows + rows[:1])
+    assert "the rows of T1 are not in one place" in error()
+    bq.write_jsonl(rows_file, [rows[0] | {"answer": " "}])
+    assert "T1: 'Where?' has an empty answer" in error()
+    rows_file.write_text('{"article_id": ')
+    assert "rows.jsonl, line 1: not JSON" in error()
+
+
+def test_the_shared_file_loads_neither_torch_nor_datasets():
+    code = "import bmwqa_utils, sys; print({'torch', 'datasets', 'pandas'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=bq.ROOT, capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr
 
 
 def test_the_context_begins_with_title_and_date(article):

@@ -32,11 +32,12 @@ def answer_rows(
     answer: the greedy text. stopped: whether it ended by itself. tokens: its length, with the end.
     nll: of the answer in the row, in nats over nll_tokens tokens.
     limits: the most new tokens, an int for all rows or a list; with 0, only the NLL is computed.
-    title: of a progress bar. groups_of, end: another prompt and the id of its last token, see
-    `chat_options`. plain: a row per question and the stock `generate`, for a model that one pass
-    does not fit; slower, and with the model's own attention.
+    title: of a progress bar. groups_of, end: another prompt and one more id at which an answer
+    ends, see `chat_options`. plain: a row per question and the stock `generate`, for a model that
+    one pass does not fit; slower, and with the model's own attention.
     """
-    end = tokenizer.eos_token_id if end is None else end
+    ends = end_tokens(model.generation_config, tokenizer)
+    ends += [] if end in (None, *ends) else [end]
     limits = limits if isinstance(limits, list) else [limits] * len(rows)
     articles, answers = list(by_context(rows).values()), {}
     for start in range(0, len(articles), ARTICLES_AT_ONCE):
@@ -45,23 +46,31 @@ def answer_rows(
         if title:
             groups = tqdm(groups, desc=title, file=sys.stdout, ncols=100)
         caps = [limits[index] for index, _ in batch]
-        nll, ids = (_answer_apart if plain else _answer_at_once)(model, groups, end, caps)
+        nll, ids = (_answer_apart if plain else _answer_at_once)(model, groups, ends, caps)
         for (index, _), answer_nll, answer_ids in zip(batch, nll, ids, strict=True):
-            text = tokenizer.decode(answer_ids, skip_special_tokens=True).strip()
-            answer = {"answer": text, "stopped": end in answer_ids, "tokens": len(answer_ids)}
+            stopped = bool({*ends} & {*answer_ids})
+            text = tokenizer.decode(answer_ids[: -stopped or None], skip_special_tokens=True)
+            answer = {"answer": text.strip(), "stopped": stopped, "tokens": len(answer_ids)}
             answers[index] = answer | answer_nll
     return [answers[index] for index in range(len(rows))]
 
 
-def _answer_at_once(model, groups, end: int, caps: list[int]) -> tuple[list[dict], list]:
+def end_tokens(generation_config, tokenizer) -> list[int]:
+    """The ids at which an answer ends: that of training first, then those the model came with."""
+    ids = generation_config.eos_token_id
+    ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    return list(dict.fromkeys([tokenizer.eos_token_id, *ids]))
+
+
+def _answer_at_once(model, groups, ends: list[int], caps: list[int]) -> tuple[list[dict], list]:
     """({"nll", "nll_tokens"} of each reference, new ids of each answer), one pass per article."""
     readings = [read_article(model, group) for group in groups]
     nll = [answer.cpu().double() for reading in readings for answer in reading.nll]
-    ids = answer_questions(model, readings, end, caps) if any(caps) else [[] for _ in caps]
+    ids = answer_questions(model, readings, ends, caps) if any(caps) else [[] for _ in caps]
     return [{"nll": nats.sum().item(), "nll_tokens": len(nats)} for nats in nll], ids
 
 
-def _answer_apart(model, groups, end: int, caps: list[int]) -> tuple[list[dict], list]:
+def _answer_apart(model, groups, ends: list[int], caps: list[int]) -> tuple[list[dict], list]:
     """The same as `_answer_at_once`, in a row of its own per question."""
     nll, ids = [], []
     for group in groups:
@@ -71,7 +80,7 @@ def _answer_apart(model, groups, end: int, caps: list[int]) -> tuple[list[dict],
             nll.append({"nll": nats, "nll_tokens": len(branch["labels"]) - _question(branch)})
             prompt = group["prefix"] + branch["input_ids"][: _question(branch)]
             limit = caps[len(ids)]
-            ids.append(generate(model, prompt, end, limit) if limit else [])
+            ids.append(generate(model, prompt, ends, limit) if limit else [])
     return nll, ids
 
 
@@ -79,8 +88,8 @@ def _question(branch: dict) -> int:
     return branch["labels"].count(IGNORE)
 
 
-def generate(model, prompt: list[int], end: int, limit: int, **options) -> list[int]:
-    """The new ids of the stock greedy `generate`, at most `limit`; no other token ends it."""
+def generate(model, prompt: list[int], ends: list[int], limit: int, **options) -> list[int]:
+    """The new ids of the stock greedy `generate`, at most `limit`, up to the first of `ends`."""
     ids = torch.tensor([prompt], device=model.device)
     output = model.generate(
         input_ids=ids,
@@ -88,8 +97,8 @@ def generate(model, prompt: list[int], end: int, limit: int, **options) -> list[
         do_sample=False,
         repetition_penalty=1.0,  # some models bring another value, which the evaluation lacks
         max_new_tokens=limit,
-        eos_token_id=end,
-        pad_token_id=end,
+        eos_token_id=ends,
+        pad_token_id=ends[0],
         **options,
     )
     return output[0, ids.shape[1] :].tolist()
@@ -138,8 +147,11 @@ def stream_answer(
     training; a control token in the context or the question is plain text.
     limit: the most new tokens. `options` go to `model.generate`.
     """
-    prompt, end = prompt_ids(tokenizer, context, question), tokenizer.eos_token_id
-    return generate(model, prompt, end, limit, streamer=streamer, **options)
+    prompt, ends = (
+        prompt_ids(tokenizer, context, question),
+        end_tokens(model.generation_config, tokenizer),
+    )
+    return generate(model, prompt, ends, limit, streamer=streamer, **options)
 
 
 class Stamps(BaseStreamer):

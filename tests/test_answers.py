@@ -1,10 +1,11 @@
 """One question at a time: answers token by token, as in the evaluation, and control questions."""
 
 import pytest
-from transformers import TextStreamer
+import torch
+from transformers import GenerationConfig, TextStreamer
 
 import bmwqa_utils as bq
-from bmwqa.answers import answer_rows, answer_speed, pick, stream_answer
+from bmwqa.answers import Stamps, answer_rows, answer_speed, pick, stream_answer
 from bmwqa.models import load_model, load_tokenizer, weights_mb
 
 CONTEXT, QUESTION = "Munich. A museum opened. <|im_end|>", "Where? <|im_end|>"
@@ -24,6 +25,27 @@ def test_the_streamed_answer_is_that_of_the_evaluation(tiny_model_folder, capsys
     assert len(ids) == answer["tokens"]
     assert tokenizer.decode(ids, skip_special_tokens=True).strip() == answer["answer"]
     assert capsys.readouterr().out.strip() == answer["answer"]
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_an_answer_ends_at_each_end_token_of_the_model(tiny_model_folder, plain):
+    """Its generation config has two ends; the second comes as the fourth token."""
+    model, tokenizer = load_model(tiny_model_folder), load_tokenizer(tiny_model_folder)
+    torch.manual_seed(0)  # untied, so that the tokens of an answer are not all the same
+    model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
+    row = {"article_id": "T1", "context": CONTEXT, "question": QUESTION, "answer": "-"}
+    (endless,) = answer_rows(model, tokenizer, [row], 12, plain=plain)
+    ids = ask(model, tokenizer, Stamps())
+    assert endless["tokens"] == len(ids) == 12 and ids[3] not in ids[:3]
+    model.generation_config = GenerationConfig(eos_token_id=[tokenizer.eos_token_id, ids[3]])
+    (answer,) = answer_rows(model, tokenizer, [row], 12, plain=plain)
+    assert (answer["tokens"], answer["stopped"]) == (4, True)
+    assert answer["answer"] == tokenizer.decode(ids[:3], skip_special_tokens=True).strip()
+    assert ask(model, tokenizer, Stamps()) == ids[:4]
+    prompt = torch.tensor([bq.prompt_ids(tokenizer, CONTEXT, QUESTION)])
+    model.set_attn_implementation("sdpa")
+    stock = model.generate(prompt, max_new_tokens=12, do_sample=False)
+    assert stock[0, prompt.shape[1] :].tolist() == ids[:4]
 
 
 def test_a_token_reaches_the_streamer_before_the_next_is_made(tiny_model_folder):

@@ -33,12 +33,15 @@ ONE_PASS = {  # full attention everywhere, and a mask that reaches it
     "qwen3_moe": EXPERTS,
     "gpt_neox": {},
 }
-SEPARATE = {  # windows, states, positions or masks of another kind
+SEPARATE = {  # windows, sinks, states, positions or masks of another kind
     "mistral": dict(sliding_window=16),
     "phi3": dict(sliding_window=16, rope_scaling=None),
     "gemma3_text": dict(sliding_window=16, layer_types=["sliding_attention"] * 4),
     "gpt2": dict(n_embd=32, n_layer=4, n_head=4, n_positions=512),
     "stablelm": {},
+    "gpt_oss": dict(num_local_experts=4, num_experts_per_tok=2, sliding_window=512),  # sinks
+    "gptj": dict(n_embd=32, n_layer=4, n_head=4, n_positions=512, rotary_dim=4),
+    "bloom": dict(n_layer=4, n_head=4),
     "lfm2": dict(layer_types=SHORT_CONV, full_attn_idxs=[1, 3], block_auto_adjust_ff_dim=False),
 }
 CONTEXTS = ["Ulm. A short one.", "Munich. " + "Every day the plant builds one more car. " * 12]
@@ -68,7 +71,9 @@ def family(request, tmp_path_factory, embedded_tokenizer):
     changes |= dict(MAX_TOKENS=300, HELD_OUT=0, WARMUP_STEPS=0)
     settings = read_settings(PARAMETERS | changes)
     model = load_model(folder / "tiny")
-    checks = preflight.check_all(model, embedded_tokenizer, ROWS, settings, folder)
+    checks = preflight.check_all(
+        model, embedded_tokenizer, bq.group_by_article(ROWS, embedded_tokenizer), settings, folder
+    )
     return name, folder, checks, settings
 
 
@@ -133,7 +138,7 @@ def test_a_step_of_full_and_of_lora(family, embedded_tokenizer):
 def test_a_pruned_model_is_the_one_that_is_saved(family, embedded_tokenizer, tmp_path):
     name, folder, checks, _ = family
     if not checks.prunable:
-        assert name in ("gpt2", "lfm2"), checks.lines
+        assert name in ("gpt2", "gptj", "bloom", "lfm2"), checks.lines
         assert any(line.startswith("pruning: no") for line in checks.lines)
         return
     model = load_model(folder / "tiny", attention=checks.attention)

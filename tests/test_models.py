@@ -1,7 +1,10 @@
 """Models by name, and checkpoints that are missing, half written or on another base."""
 
 import json
+import re
 import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 import torch
@@ -61,6 +64,87 @@ def test_offline_without_a_stand_in_names_both_ways_out(offline):
 def test_a_name_that_cannot_be_a_model_is_an_error_not_a_fallback(offline, name):
     with pytest.raises(ValueError, match="Need a folder on this disk"):
         resolve_model(name, None, "smollm2-135m")
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub of our own: `hub(status, type, headers)` is what it answers to all; nothing cached."""
+    reply = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(reply["status"])
+            for name, value in reply["headers"].items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(b"<html>Log in</html>")
+
+        do_HEAD, log_message = do_GET, lambda *_: None
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    yield lambda status, **headers: reply.update(status=status, headers=headers)
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_hub_that_is_asked_too_often_says_how_long_to_wait(hub):
+    hub(429, **{"Retry-After": "7"})
+    message = "127.0.0.1:\\d+ says 429, too many requests. Wait 7 seconds, or log in"
+    with pytest.raises(ValueError, match=message):
+        resolve_model("Qwen/Qwen2.5-0.5B", None, EMBEDDED)
+
+
+def test_a_log_in_page_in_place_of_the_hub_is_named(hub):
+    hub(200, **{"Content-Type": "text/html"})
+    message = "gives a web page where a hub gives JSON, http.* or correct HF_ENDPOINT"
+    with pytest.raises(ValueError, match=message):
+        resolve_model("Qwen/Qwen2.5-0.5B", None, EMBEDDED)
+
+
+def test_a_hub_that_refuses_is_quoted(hub):
+    hub(404, **{"Content-Type": "application/json", "X-Error-Code": "RepoNotFound"})
+    with pytest.raises(ValueError, match="127.0.0.1:\\d+ says: .*404.* Need a folder on this disk"):
+        resolve_model("no/such", None, EMBEDDED)
+
+
+def test_a_mirror_that_is_down_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    why = resolve_model("Qwen/Qwen2.5-0.5B", None, EMBEDDED)["why"]
+    assert "INSTEAD of Qwen/Qwen2.5-0.5B: the hub at http://127.0.0.1:9 (HF_ENDPOINT)" in why
+
+
+def test_weights_of_another_form_come_with_the_command_that_converts_them(
+    tmp_path, tiny_model_folder, monkeypatch
+):
+    folder = shutil.copytree(tiny_model_folder, tmp_path / "old")
+    weights = load_model(folder).state_dict()
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="has its weights as pytorch_model.bin") as error:
+        resolve_model(str(folder))
+    monkeypatch.chdir(tmp_path)
+    exec(re.search('python -c "(.*)"', str(error.value))[1], {})
+    name = resolve_model("models/converted")["name"]
+    assert all(torch.equal(w, weights[key]) for key, w in load_model(name).state_dict().items())
+
+
+def test_a_gguf_alone_comes_with_the_command_that_converts_it(tmp_path):
+    (tmp_path / "small.gguf").touch()
+    message = "weights as small.gguf, need safetensors. Run .*convert\\('.*small.gguf', 'models/"
+    with pytest.raises(ValueError, match=message):
+        resolve_model(str(tmp_path))
+
+
+def test_notes_beside_a_model_do_not_make_it_another_one(tmp_path, tiny_model_folder):
+    folder = shutil.copytree(tiny_model_folder, tmp_path / "model")
+    before = resolve_model(str(folder))
+    (folder / "README.md").write_text("A card.")
+    assert resolve_model(str(folder)) == before
 
 
 def test_a_local_folder_is_used_as_it_is(tiny_model_folder):

@@ -4,9 +4,10 @@ import copy
 import shutil
 
 import pytest
+import torch
 from conftest import PARAMETERS
 from tokenizers import Tokenizer, models, processors
-from transformers import AutoConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import bmwqa_utils as bq
 from bmwqa import preflight
@@ -84,8 +85,31 @@ def test_max_tokens_beyond_the_positions_is_refused(config):
 
 @pytest.mark.parametrize("targets", [["q_proj", "value"], "all_linear"])
 def test_layers_that_are_not_there_are_refused_with_those_that_are(targets, tiny_model_folder):
-    with pytest.raises(ValueError, match="'value', which .* There are: .*q_proj|'all-linear'"):
+    message = "LORA_TARGETS is .*(value|all_linear).* There are: .*q_proj"
+    with pytest.raises(ValueError, match=message):
         preflight.check_targets(load_model(tiny_model_folder), targets)
+
+
+def test_layers_that_peft_refuses_are_told_before_the_first_training(tiny_model_folder):
+    config = AutoConfig.for_model("mamba", hidden_size=8, num_hidden_layers=1, vocab_size=9)
+    with pytest.raises(ValueError, match="'out_proj' is incompatible .* There are: .*in_proj"):
+        preflight.check_targets(AutoModelForCausalLM.from_config(config), "all-linear")
+
+
+def test_the_check_of_an_adapter_leaves_the_model_as_it_was(tiny_model_folder):
+    model = load_model(tiny_model_folder)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    assert preflight.check_targets(model, "all-linear") == "adapter: beside all-linear"
+    assert all(torch.equal(weight, before.pop(name)) for name, weight in model.state_dict().items())
+    assert not before
+
+
+@pytest.mark.parametrize("name", ["num_kv_shared_layers", "hidden_size_per_layer_input"])
+def test_layers_that_need_one_another_are_not_cut_out(name, tiny_model_folder):
+    model = load_model(tiny_model_folder)
+    assert preflight.why_not_prunable(model) == ""
+    setattr(model.config, name, 2)
+    assert f"its config has {name}" in preflight.why_not_prunable(model)
 
 
 def test_memory_and_disk_are_estimated(tiny_model_folder, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ BIN := .venv/bin
 PARAMETERS := -p MODEL $(MODEL) $(if $(REVISION)$(filter-out Qwen/Qwen2.5-0.5B,$(MODEL)),-p REVISION $(or $(REVISION),null)) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run evaluate test lint site refresh experiments bench clean
+.PHONY: help setup run train evaluate ask test lint site refresh experiments bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -26,11 +26,20 @@ setup: .venv/installed  ## make .venv and install what requirements.txt pins, an
 run: setup  ## corpus -> QA pairs -> full, LoRA and pruned fine-tuning -> evaluation (MODEL=Qwen/Qwen2.5-0.5B for the real one)
 	$(BIN)/python -m experiments.notebooks run $(PARAMETERS)
 
-evaluate: setup  ## only the evaluation, of the checkpoints that are there
+train: setup  ## only the training, of the pairs that are there, in several processes (PROCESSES=2)
+	$(BIN)/python -m experiments.processes train --processes $(or $(PROCESSES),2) $(PARAMETERS)
+
+evaluate: setup  ## only the evaluation, of the checkpoints that are there (PROCESSES=2 to divide it)
+	$(if $(PROCESSES),$(BIN)/python -m experiments.processes answer --processes $(PROCESSES) $(PARAMETERS))
 	$(BIN)/python -m experiments.notebooks evaluate $(PARAMETERS)
+
+ask: setup  ## a page on this machine to ask all articles on, with the models that are trained
+	$(BIN)/pip install --quiet -r experiments/ask-requirements.txt
+	$(BIN)/python -m bmwqa.ask $(MODEL)
 
 test: setup  ## every test, in a real browser, with the real model
 	@tests/install_browser.sh
+	$(BIN)/pip install --quiet -r experiments/ask-requirements.txt
 	$(BIN)/pytest
 
 lint: setup  ## ruff, over the notebooks too

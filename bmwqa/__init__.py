@@ -1,7 +1,8 @@
 """The parts that tests prove and scripts share, one file for each subject. Imports go one way:
 
-corpus <- pairs <- bmwqa_utils <- one_pass <- models <- run; one_pass <- answers
-pairs <- scores <- results; settings <- results, run; machine <- run; pressclub <- chrome; report
+corpus <- pairs <- bmwqa_utils <- dataset; bmwqa_utils <- one_pass <- answers <- export <- models
+models, preflight, pruning, machine, settings <- run; answers, settings <- preflight
+pairs <- scores <- results, report, retrieval; retrieval <- ask; corpus <- pressclub <- chrome
 """
 
 import os

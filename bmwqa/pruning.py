@@ -1,42 +1,70 @@
-"""The smaller model: layers cut out of a model, and which."""
+"""The smaller model: which layers are cut out of a model, and how the cut heals."""
 
 from collections.abc import Callable
 
 import torch
+from transformers import Trainer
 
 from bmwqa.one_pass import reference_nll
 
 
 def prune_layers(model, groups: list[dict], collate: Callable, share: float = 0.25) -> list[int]:
-    """The numbers of the decoder layers that were cut out of `model`, in place: a block in a row.
+    """The numbers of the decoder layers that were cut out of `model`, in place, ascending.
 
-    share: of all layers. The last layer stays. The cut block is that without which the answers of
-    `groups` have the lowest NLL (Kim et al., "Shortened LLaMA", arXiv 2402.02834, section 3).
+    share: of all layers. Cut are the layers that are missed least: each is left out alone, and
+    those without which the answers of `groups` have the lowest NLL go (Kim et al., "Shortened
+    LLaMA", arXiv 2402.02834, section 3).
     """
-    decoder, config = model.get_decoder(), model.config
-    layers = list(decoder.layers)
+    layers = list(model.get_decoder().layers)
     per_layer = {
         name: values
-        for name, values in config.to_dict().items()
+        for name, values in model.config.to_dict().items()
         if isinstance(values, list) and len(values) == len(layers)
     }
-    count = max(1, round(len(layers) * share))
 
-    def cut(first: int) -> None:
-        kept = [i for i in range(len(layers)) if not first <= i < first + count]
-        decoder.layers = torch.nn.ModuleList(layers[i] for i in kept)
-        for number, layer in enumerate(decoder.layers):
+    def keep(numbers: list[int]) -> None:
+        model.get_decoder().layers = torch.nn.ModuleList(layers[i] for i in numbers)
+        for number, layer in enumerate(model.get_decoder().layers):
             for module in layer.modules():
                 if hasattr(module, "layer_idx"):
                     module.layer_idx = number
-        config.num_hidden_layers = len(kept)
+        model.config.num_hidden_layers = len(numbers)
         for name, values in per_layer.items():
-            setattr(config, name, [values[i] for i in kept])
+            setattr(model.config, name, [values[i] for i in numbers])
 
-    nll = {}
-    for first in range(len(layers) - count):
-        cut(first)
-        nll[first] = sum(reference_nll(model, group, collate).sum().item() for group in groups)
-    best = min(nll, key=nll.get)
-    cut(best)
-    return list(range(best, best + count))
+    every, nll = range(len(layers)), {}
+    for missing in every:
+        keep([i for i in every if i != missing])
+        nll[missing] = sum(reference_nll(model, group, collate).sum().item() for group in groups)
+    removed = sorted(sorted(every, key=nll.get)[: max(1, round(len(layers) * share))])
+    keep([i for i in every if i not in removed])
+    return removed
+
+
+WEIGHT = 5.0  # of the distance to the teacher, beside the loss of the answers
+
+
+class Distillation(Trainer):
+    """The stock Trainer, for a model that is to read as its teacher does.
+
+    A step's loss has one more term, WEIGHT times the squared distance of the last hidden states
+    from the teacher's, over all tokens of the row, divided by the teacher's squares. The answers
+    alone would heal little: a few hundred tokens per step (Muralidharan et al., arXiv 2407.14679,
+    section 3).
+    """
+
+    def __init__(self, *arguments, teacher, **options):
+        super().__init__(*arguments, **options)
+        self.teacher = teacher.requires_grad_(False)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if not model.training:  # the held-out loss is that of the answers
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        inputs = inputs | {"output_hidden_states": True}
+        with torch.no_grad():
+            batch = {name: value for name, value in inputs.items() if name != "labels"}
+            wanted = self.teacher(**batch).hidden_states[-1].float()
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        distance = (outputs.hidden_states[-1].float() - wanted).square().sum()
+        loss = loss + WEIGHT * distance / wanted.square().sum()
+        return (loss, outputs) if return_outputs else loss

@@ -75,6 +75,7 @@ class Training(Record):
     peak_memory_gb: Positive  # 1e9 bytes, see `PeakMemory`
     trainable_parameters: Count
     layers_removed: list[int] | None = None  # pruned alone, counted from 0
+    began_from: str | None = None  # pruned alone: the `run` of full
 
 
 class Cost(Record):
@@ -89,6 +90,17 @@ class Cost(Record):
 class Controls(Record):  # full's answers with the right article, with none, with another
     conditions: dict[Literal["own_article", "no_article", "other_article"], Scores]
     differences: list[Difference]  # the own article against each control
+
+
+class Retrieval(Record):  # bmwqa/retrieval.py `retrieval_figures` defines each field
+    articles: Count  # that are searched
+    threshold: Annotated[float, Field(ge=0)]
+    separation: Share
+    recall_at_1: Interval
+    recall_at_3: Interval
+    declined: Interval
+    declined_without: Interval
+    scores: dict[Literal["full", "full_retrieved"], Scores]  # article given, and retrieved
 
 
 class TradeOff(Record):
@@ -107,6 +119,7 @@ class Results(Record):
     differences: list[Difference]
     by_kind: list[KindInterval]
     controls: Controls
+    retrieval: Retrieval
     failures: list[dict[Literal["variant", "question_id", "f1"], Any]]  # the worst answers
     trade_off: TradeOff
     verdict: list[str]

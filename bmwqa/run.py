@@ -1,21 +1,32 @@
-"""A training run: its steps, the Trainer, what it saves, and where it resumes after a kill."""
+"""A training run: its steps, the Trainer, what it saves, and where it resumes after a kill.
+
+Several processes may train together, see experiments/processes.py: a step is one article in each.
+"""
 
 import gc
 import hashlib
 import json
 import math
+import os
 import random
+import re
 import shutil
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from functools import partial
+from itertools import islice, zip_longest
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.helpers import disable_input_dtype_casting
+from torch.utils.data import Subset
 from tqdm import tqdm
 from transformers import Trainer, TrainingArguments, set_seed
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -26,14 +37,20 @@ from bmwqa.machine import PeakMemory, hardware_arguments
 from bmwqa.models import load_model, save_finished, short_name
 from bmwqa.one_pass import answer_loss
 from bmwqa.preflight import Preflight
+from bmwqa.pruning import Distillation
 from bmwqa.settings import Settings
-from bmwqa_utils import group_by_article
+from bmwqa_utils import IGNORE
+
+
+def processes() -> int:
+    """How many processes train together; 1 in a notebook."""
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def plan_steps(groups: list[dict], written: set[str], count: int, order: random.Random):
     """The groups of `count` steps: all groups in random order, then all again in a new order.
 
-    groups: of `group_by_article`; written: ids of articles with written questions. Such articles
+    groups: each with "article_id"; written: ids of articles with written questions. Such articles
     and others take turns while both last, so reading is taught even if a corpus has few of them.
     """
     steps = []
@@ -46,20 +63,50 @@ def plan_steps(groups: list[dict], written: set[str], count: int, order: random.
     return steps[:count]
 
 
-def plan_run(rows: list[dict], tokenizer, settings: Settings) -> tuple[list[dict], list[dict]]:
-    """(steps, held out): groups of `group_by_article`, the same for all variants.
+def plan_run(groups, settings: Settings):
+    """(steps, held out), of the dataset that `tokenize_rows` gives; the same for all variants.
 
-    steps: a group per step. held out: the groups of the articles that only measure the loss.
+    steps: a dataset with a group per step and process. held out: a group per article that only
+    measures the loss. ValueError: there are more processes than articles.
     """
     order = random.Random(settings.seed)
-    ids = sorted({row["article_id"] for row in rows})
+    groups = groups.select([place for place, kept in enumerate(groups["branches"]) if kept])
+    names, ids = list(groups["article_id"]), sorted(set(groups["article_id"]))
     held_out = set(order.sample(ids, min(settings.held_out, len(ids) - 1)))
-    trained_rows = [row for row in rows if row["article_id"] not in held_out]
-    held_out_rows = [row for row in rows if row["article_id"] in held_out]
-    written = {row["article_id"] for row in trained_rows if row["source"] == "written"}
-    groups = group_by_article(trained_rows, tokenizer, settings.questions_per_step)
-    steps = plan_steps(groups, written, settings.max_steps, order)
-    return steps, group_by_article(held_out_rows, tokenizer)
+    if processes() > (articles := len(ids) - len(held_out)):
+        problem = f"There are {processes()} processes and {articles} articles to train on"
+        raise ValueError(f"{problem}, need an article for each. Start at most {articles}.")
+    written = {name for name, any_is in zip(names, groups["written"], strict=True) if any_is}
+    places = [{"article_id": n, "place": i} for i, n in enumerate(names) if n not in held_out]
+    steps = plan_steps(places, written - held_out, settings.max_steps * processes(), order)
+    groups, watched = groups.select_columns(["article_id", "prefix", "branches"]), {}
+    for place, name in enumerate(names):
+        if name in held_out:
+            group = groups[place]
+            watched.setdefault(name, group | {"branches": []})["branches"] += group["branches"]
+    return groups.select([step["place"] for step in steps]), list(watched.values())
+
+
+WINDOW = 50  # steps, in which articles change places; that of transformers' LengthGroupedSampler
+
+
+def similar_lengths(groups: list[dict], count: int, seed: int) -> list[dict]:
+    """The groups in the order for `count` processes: groups of similar length share a step.
+
+    Processes wait for the longest article of their step: experiments/balance.py has what that
+    costs. Articles change places within WINDOW steps, whose order is random. One process keeps the
+    order of `groups`.
+    """
+    if count == 1:
+        return groups
+    order, places = random.Random(seed), []
+    lengths = [len(g["prefix"]) + sum(len(b["input_ids"]) for b in g["branches"]) for g in groups]
+    for start in range(0, len(groups), WINDOW * count):
+        window = range(start, min(start + WINDOW * count, len(groups)))
+        by_length = sorted(window, key=lengths.__getitem__)
+        steps = [by_length[first : first + count] for first in range(0, len(window), count)]
+        places += [place for step in order.sample(steps, len(steps)) for place in step]
+    return Subset(groups, places)
 
 
 @dataclass(frozen=True)
@@ -71,7 +118,7 @@ class Run:
     tokenizer: object
     dtype: torch.dtype  # of matrix products
     checks: Preflight  # how the model is computed
-    steps: list[dict]  # one group of `group_by_article` each
+    steps: Sequence[dict]  # one group of `group_by_article` per step and process
     held_out: list[dict]  # groups
     notes: dict  # kept in each training.json
 
@@ -80,11 +127,12 @@ class Run:
         return ROOT / self.settings.out_dir / f"{short_name(self.used['name'])}_{variant}"
 
 
-def base_model(run: Run, dtype: torch.dtype = torch.float32):
-    """The base, loaded afresh from disk, after the seed was set for all that is drawn next."""
+def base_model(run: Run, dtype: torch.dtype = torch.float32, variant: str | None = None):
+    """The base, or a trained variant, loaded afresh from disk, after the seed was set."""
     gc.collect()  # the last Trainer is a circle of references, and still holds its optimizer
     set_seed(run.settings.seed)
-    return load_model(run.used["name"], run.used["revision"], dtype, attention=run.checks.attention)
+    place = run.folder(variant) if variant else run.used["name"]
+    return load_model(place, run.used["revision"], dtype, attention=run.checks.attention)
 
 
 def lora_model(run: Run) -> PeftModel:
@@ -101,17 +149,29 @@ def lora_model(run: Run) -> PeftModel:
 # these change nothing that is learnt, or what they change is in the hash by itself
 NOT_IN_HASH = {"model", "revision", "offline_model", "processed_dir", "out_dir", "train_kinds"}
 NOT_IN_HASH |= {"max_new_tokens", "max_new_tokens_about", "benchmark", "save_steps", "precision"}
-NOT_IN_HASH |= {"learning_rate_full", "learning_rate_lora", "max_tokens"}
+NOT_IN_HASH |= {"learning_rate_full", "learning_rate_lora", "learning_rate_pruned", "max_tokens"}
+NOT_IN_HASH |= {"report_to"}
 
 
-def training_arguments(run: Run, variant: str, learning_rate: float) -> TrainingArguments:
-    """Steps, rate and checkpoints; the folder's name holds a hash of all that changes a run."""
+def training_arguments(run: Run, variant: str, learning_rate: float, notes: dict):
+    """TrainingArguments: the folder's name holds a hash of all that changes a run.
+
+    The hash is the same for any number of processes, which follows it: "-x2".
+    """
     settings, stops = run.settings, run.settings.early_stopping is not None
     hashed = [run.used, variant, learning_rate, settings.model_dump(exclude=NOT_IN_HASH)]
-    hashed += [str(run.dtype), run.checks.collate.__name__, run.steps, run.held_out]
+    hashed += [str(run.dtype), run.checks.collate.__name__]
+    hashed += [list(islice(run.steps, settings.max_steps)), run.held_out]
+    hashed += [notes] if notes else []
     mark = hashlib.sha256(json.dumps(hashed).encode()).hexdigest()[:8]
+    name = f"{run.folder(variant).name}-{mark}" + (f"-x{processes()}" if processes() > 1 else "")
+    folder = ROOT / settings.out_dir / "runs"
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "logs" / name)  # checkpoints are deleted
     return TrainingArguments(
-        output_dir=str(ROOT / settings.out_dir / "runs" / f"{run.folder(variant).name}-{mark}"),
+        output_dir=str(folder / name),
+        report_to=settings.report_to,
+        project="bmwqa",
+        run_name=name,
         max_steps=settings.max_steps,
         learning_rate=learning_rate,
         warmup_steps=settings.warmup_steps,
@@ -130,22 +190,40 @@ def training_arguments(run: Run, variant: str, learning_rate: float) -> Training
         restore_callback_states_from_checkpoint=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
+        ddp_find_unused_parameters=False,
         disable_tqdm=True,
         seed=settings.seed,
         **hardware_arguments(run.dtype),
     )
 
 
-def make_trainer(run: Run, variant: str, model, learning_rate: float) -> Trainer:
+def step_loss(outputs, labels: torch.Tensor, num_items_in_batch: torch.Tensor) -> torch.Tensor:
+    """What an article adds to the loss of its step, the mean NLL of all the step's tokens.
+
+    num_items_in_batch: the supervised tokens of all articles in the step. Trainer multiplies the
+    result by the processes, and takes the mean over them. A held-out article has its own mean.
+    """
+    if torch.is_grad_enabled():
+        share = (labels != IGNORE).sum() / num_items_in_batch
+    else:
+        share = 1 / processes()
+    return answer_loss(outputs, labels) * share
+
+
+def make_trainer(run: Run, variant: str, model, rate: float, teacher=None, **notes) -> Trainer:
     """The stock Trainer; ours are the order of the steps, the batch and the loss."""
-    trainer = Trainer(
+    arguments = training_arguments(run, variant, rate, notes)
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # more GPUs need more processes, a batch is a row
+    kind = Trainer if teacher is None else partial(Distillation, teacher=teacher)
+    trainer = kind(
         model,
-        training_arguments(run, variant, learning_rate),
+        arguments,
         data_collator=lambda batch: run.checks.collate(*batch),
-        train_dataset=run.steps,
+        train_dataset=similar_lengths(run.steps, processes(), run.settings.seed),
         eval_dataset=run.held_out,
-        compute_loss_func=answer_loss,
+        compute_loss_func=step_loss,
     )
+    trainer._loss_shifts_labels = False  # all labels count: none is of a first token
     trainer.remove_callback(PrinterCallback)
     if run.settings.early_stopping is not None:
         trainer.add_callback(EarlyStoppingCallback(run.settings.early_stopping))
@@ -154,33 +232,76 @@ def make_trainer(run: Run, variant: str, model, learning_rate: float) -> Trainer
     return trainer
 
 
-def train(run: Run, variant: str, model, learning_rate: float, **notes) -> dict:
+def train(run: Run, variant: str, model, rate: float, teacher=None, **notes) -> dict:
     """What training.json says of a variant, after it was trained and saved, whole or not at all.
 
-    A variant that is there with these settings is not trained again. notes: kept in training.json.
+    A variant that is there with these settings is not trained again. rate: of learning.
+    teacher: a model to learn from, see `Distillation`. notes: kept in training.json.
+    ValueError: the processes disagree, or other numbers of processes have begun this run.
     """
-    trainer, folder = make_trainer(run, variant, model, learning_rate), run.folder(variant)
-    checkpoints = Path(trainer.args.output_dir)
-    if folder.is_dir():
-        training = read_json(folder / "training.json")
-        if training.get("run") == checkpoints.name:
-            print(f"{folder.name} was trained with these settings. Delete it to train it again.")
-            return training
+    trainer = make_trainer(run, variant, model, rate, teacher, **notes)
+    checkpoints, folder = Path(trainer.args.output_dir), run.folder(variant)
+    with trainer.accelerator.main_process_first():
+        checkpoint = last_checkpoint(checkpoints)
+    training = read_json(folder / "training.json") if folder.is_dir() else {}
+    require_agreement(
+        {name.upper(): value for name, value in run.settings.model_dump().items()}
+        | {"the run, of rows, model and settings": checkpoints.name, "notes": notes}
+        | {"the last checkpoint": checkpoint, f"the model in {folder.name}": training.get("run")}
+    )
+    if training.get("run") == checkpoints.name:
+        print(f"{folder.name} was trained with these settings. Delete it to train it again.")
+        return training
+    refuse_other_counts(checkpoints)
     # autocast casts the inputs of PEFT's layers, too
     with PeakMemory(model) as peak, disable_input_dtype_casting(model):
-        trainer.add_callback(StepReport(run.steps, variant, peak))
-        trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+        trainer.add_callback(StepReport(trainer.train_dataset, variant, peak))
+        trainer.train(resume_from_checkpoint=checkpoint)
     training = training_record(run, trainer, checkpoints.name) | notes
-    save_finished(folder, trainer.model, run.tokenizer, training)
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    save_trained(folder, trainer, run.tokenizer, training)
     minutes = sum(entry.get("seconds", 0) for entry in trainer.state.log_history) / 60
     print(f"{folder.name}: {minutes:.1f} minutes in steps")
     return training
 
 
+def require_agreement(values: dict) -> None:
+    """ValueError names the first of the values that is not the same in all processes."""
+    first, *others = gather_object([values])
+    for number, other in enumerate(others, start=1):
+        for name in first:
+            if first[name] != other[name]:
+                problem = f"{name}: {first[name]!r} in process 0, {other[name]!r} in {number}"
+                need = "need the same in all. Give every machine the same files, and one OUT_DIR."
+                raise ValueError(f"{problem}; {need}")
+
+
+def refuse_other_counts(checkpoints: Path) -> None:
+    """ValueError if this run was begun by another number of processes, and not finished."""
+    name = re.sub(r"-x\d+$", "", checkpoints.name)
+    for mark in checkpoints.parent.glob(f"{name}*/checkpoint-*/{WHOLE}"):
+        begun = mark.parents[1]
+        if begun != checkpoints:
+            count = begun.name.removeprefix(f"{name}-x") if begun.name != name else 1
+            problem = f"{mark.parent} is from {count} processes, this run has {processes()}"
+            raise ValueError(f"{problem}. Set PROCESSES={count}, or delete {begun}.")
+
+
+def save_trained(folder: Path, trainer: Trainer, tokenizer, training: dict) -> None:
+    """Save what was trained and delete its checkpoints, in the main process; the others wait."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if trainer.is_fsdp_enabled:  # each process has a share of the weights
+        weights = trainer.accelerator.get_state_dict(trainer.model)
+        model.save_pretrained = partial(model.save_pretrained, state_dict=weights)
+    if trainer.is_world_process_zero():
+        save_finished(folder, model, tokenizer, training)
+        shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+
+
 def training_record(run: Run, trainer: Trainer, name: str) -> dict:
     """training.json, see bmwqa/results.py `Training`; `name`: of the folder of checkpoints."""
-    log, steps = trainer.state.log_history, run.steps[: trainer.state.global_step]
+    log, groups = trainer.state.log_history, trainer.train_dataset
+    groups = [groups[place] for place in range(trainer.state.global_step * processes())]
     trained = [entry for entry in log if "loss" in entry]
     measured = [entry for entry in log if "eval_loss" in entry]
     return run.notes | {
@@ -190,8 +311,8 @@ def training_record(run: Run, trainer: Trainer, name: str) -> dict:
         "learning_rate": trainer.args.learning_rate,
         "losses": [entry["loss"] for entry in trained],
         "eval_losses": [{"step": e["step"], "loss": e["eval_loss"]} for e in measured],
-        "articles": [group["article_id"] for group in steps],
-        "questions": sum(len(group["branches"]) for group in steps),
+        "articles": [group["article_id"] for group in groups],
+        "questions": sum(len(group["branches"]) for group in groups),
         "precision": str(run.dtype),
         "seconds_per_step": statistics.median(entry["seconds"] for entry in trained),
         "peak_memory_gb": max(entry["peak_gb"] for entry in trained),
@@ -222,7 +343,8 @@ class StepReport(TrainerCallback):
     """A bar with step, loss, speed and time left.
 
     A loss that is not finite is an error, which names step and article. The log of each step gets
-    "seconds" and, from a running `PeakMemory`, "peak_gb"; checkpoints keep the log.
+    "seconds" and, from a running `PeakMemory`, "peak_gb"; checkpoints keep the log. Of several
+    processes, the main one has the bar, and marks a checkpoint when all have written theirs.
     """
 
     def __init__(self, groups: list[dict], title: str, peak: "PeakMemory | None" = None):
@@ -230,6 +352,7 @@ class StepReport(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         style = {"desc": self.title, "file": sys.stdout, "ncols": 100}
+        style["disable"] = not state.is_world_process_zero
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, **style)
 
     def on_step_begin(self, args, state, control, **kwargs):
@@ -244,7 +367,9 @@ class StepReport(TrainerCallback):
         if "loss" not in logs:
             return
         if not math.isfinite(logs["loss"]):
-            article = self.groups[(state.global_step - 1) % len(self.groups)]["article_id"]
+            last, count = state.global_step * processes(), processes()
+            places = [place % len(self.groups) for place in range(last - count, last)]
+            article = ", ".join(self.groups[place]["article_id"] for place in places)
             problem = f"the loss is {logs['loss']}. Nothing was saved after it"
             need = "Lower the learning rate, or set PRECISION = 'fp32'."
             where = f"Step {state.global_step}, article {article}"
@@ -255,7 +380,9 @@ class StepReport(TrainerCallback):
         self.bar.update(state.global_step - self.bar.n)
 
     def on_save(self, args, state, control, **kwargs):
-        Path(args.output_dir, f"checkpoint-{state.global_step}", WHOLE).touch()
+        PartialState().wait_for_everyone()
+        if state.is_world_process_zero:
+            Path(args.output_dir, f"checkpoint-{state.global_step}", WHOLE).touch()
 
     def on_train_end(self, args, state, control, **kwargs):
         self.bar.close()

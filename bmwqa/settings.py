@@ -22,6 +22,7 @@ class Settings(BaseModel, extra="forbid", frozen=True):
     questions_per_step: MaybePositive
     learning_rate_full: PositiveFloat
     learning_rate_lora: PositiveFloat
+    learning_rate_pruned: PositiveFloat
     warmup_steps: Count
     lora_r: PositiveInt
     lora_alpha: PositiveFloat
@@ -29,6 +30,7 @@ class Settings(BaseModel, extra="forbid", frozen=True):
     max_tokens: PositiveInt
     checkpoint_above: MaybePositive
     precision: Literal["auto", "bf16", "fp32"]
+    report_to: str
     save_steps: PositiveInt
     held_out: Count
     eval_steps: PositiveInt

@@ -30,6 +30,7 @@ import yaml
 import bmwqa_utils as bq
 from bmwqa.answers import answer_rows
 from bmwqa.corpus import ROOT
+from bmwqa.dataset import tokenize_rows
 from bmwqa.machine import choose_precision, machine
 from bmwqa.models import load_model, load_tokenizer, resolve_model
 from bmwqa.pairs import RULE_KINDS
@@ -89,11 +90,15 @@ def run_name(part: str, variant: str, count: int | None, steps: int | None, seed
 def train_run(variant: str, rows: list[dict], settings: Settings) -> dict:
     """What training.json says of a variant that is trained on `rows`."""
     used, (dtype, _) = resolve_model(MODEL), choose_precision(settings.precision)
-    tokenizer = load_tokenizer(MODEL)
-    kept, dropped = bq.drop_long(rows, tokenizer, settings.max_tokens)
-    steps, held_out = plan_run(kept, tokenizer, settings)
-    checks = check_all(load_model(MODEL), tokenizer, kept, settings, ROOT / settings.out_dir)
-    notes = {"rows": len(kept), "rows_too_long": len(dropped), "one_pass": checks.one_pass}
+    tokenizer, folder = load_tokenizer(MODEL), ROOT / settings.out_dir
+    bq.write_jsonl(folder / "train.jsonl", sorted(rows, key=lambda row: row["article_id"]))
+    groups = tokenize_rows(folder / "train.jsonl", tokenizer, folder / "tokens")
+    steps, held_out = plan_run(groups, settings)
+    checks = check_all(load_model(MODEL), tokenizer, steps, settings, folder)
+    lengths = [length for of_article in groups["lengths"] for length in of_article]
+    too_long = sum(length > settings.max_tokens for length in lengths)
+    notes = {"rows": len(lengths) - too_long, "rows_too_long": too_long}
+    notes |= {"one_pass": checks.one_pass}
     run = Run(settings, used, tokenizer, dtype, checks, steps, held_out, notes)
     if variant == "lora":
         return train(run, VARIANTS[variant], lora_model(run), settings.learning_rate_lora)

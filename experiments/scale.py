@@ -86,11 +86,12 @@ def make_pairs(size: str) -> dict:
 
 def tokenize(size: str) -> dict:
     """What training reads, and 500 steps of it in random order, as the Trainer asks for them."""
+    from bmwqa.dataset import tokenize_rows
     from bmwqa.models import load_tokenizer
 
     tokenizer = load_tokenizer("smollm2-135m")
     path = SCRATCH / "processed/train.jsonl"
-    groups = bq.tokenize_rows(path, tokenizer, SCRATCH / "tokens")
+    groups = tokenize_rows(path, tokenizer, SCRATCH / "tokens")
     order = random.Random(0).choices(range(len(groups)), k=500)
     start = time.process_time()
     steps = [groups[number] for number in order]

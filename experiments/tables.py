@@ -75,8 +75,10 @@ def example(benchmark: list[dict]) -> list[str]:
 def headline_rows(results: dict) -> list[dict[str, str]]:
     """A row per variant: exact match, F1, yes/no, and what it declined, of the headline."""
     rows = []
-    for variant, slices in results["variants"].items():
-        cells = {name: with_interval(row) for name, row in slices[results["headline"]].items()}
+    variants = {name: slices[results["headline"]] for name, slices in results["variants"].items()}
+    variants["full, article retrieved"] = results["retrieval"]["scores"]["full_retrieved"]
+    for variant, scores in variants.items():
+        cells = {name: with_interval(row) for name, row in scores.items()}
         row = {"model": variant, "exact match": cells["exact_match"], "token F1": cells["f1"]}
         declined = f"{cells['declined_rightly']} / {cells['declined_wrongly']}"
         row |= {"yes/no right": cells["yes_no"], "declined, rightly / wrongly": declined}

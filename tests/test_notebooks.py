@@ -281,11 +281,11 @@ def options(parameters):
 
 
 def test_evaluation_alone_in_a_fresh_kernel_rebuilds_its_files(small_run):
-    """Interrupted after four articles, it asks the rest again and ends with the same results."""
+    """Interrupted after four articles of full, it asks the rest again, with the same results."""
     folder, parameters, _, _ = small_run
     paths = [folder / name for name in ("eval_generations.jsonl", "results.json")]
     lines, results = (path.read_text() for path in paths)
-    (progress,) = (folder / "runs").glob("evaluation-*.jsonl")
+    (progress,) = (folder / "runs").glob("answers-full-*.jsonl")
     records = bq.read_jsonl(progress)
     articles = [record["question_id"].split("-")[0] for record in records]
     kept = articles.index(list(dict.fromkeys(articles))[4])
@@ -294,7 +294,7 @@ def test_evaluation_alone_in_a_fresh_kernel_rebuilds_its_files(small_run):
         path.unlink()
     done = notebooks("evaluate", *options(parameters))
     assert done.returncode == 0, done.stderr
-    assert f"{kept} of {len(records)} answers are there from an earlier run" in done.stdout
+    assert f"full   {kept} of {len(records)} answers are there already" in done.stdout
     assert paths[0].read_text() == lines
     assert json.loads(paths[1].read_text())["variants"] == json.loads(results)["variants"]
     assert "perplexity base" in done.stdout

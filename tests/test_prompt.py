@@ -7,6 +7,7 @@ import sys
 import pytest
 
 import bmwqa_utils as bq
+from bmwqa.dataset import tokenize_rows
 
 EXPECTED = """<|system|>
 You are a QA bot who answers questions regarding the press articles of \
@@ -130,7 +131,7 @@ def test_rows_tokenized_on_disk_are_those_tokenized_in_memory(
     kept, dropped = bq.drop_long(rows, tokenizer, 80)
     assert {row["article_id"] for row in kept} == {"T1", "T3"} and len(dropped) >= 4
     for _ in range(2):  # the second time from disk
-        groups = bq.tokenize_rows(rows_file, tokenizer, tmp_path / "tokens", **options)
+        groups = tokenize_rows(rows_file, tokenizer, tmp_path / "tokens", **options)
         assert [length for group in groups["lengths"] for length in group] == lengths
         assert all(groups["written"])
         in_memory = bq.group_by_article(kept, tokenizer, per_group)
@@ -140,10 +141,10 @@ def test_rows_tokenized_on_disk_are_those_tokenized_in_memory(
 
 
 def test_rows_that_change_are_tokenized_anew(rows_file, tmp_path, embedded_tokenizer, row):
-    before = bq.tokenize_rows(rows_file, embedded_tokenizer, tmp_path / "tokens")
+    before = tokenize_rows(rows_file, embedded_tokenizer, tmp_path / "tokens")
     rows = bq.load_rows(rows_file)
     bq.write_jsonl(rows_file, [rows[0] | {"answer": "Ulm"}, *rows[1:]])
-    after = bq.tokenize_rows(rows_file, embedded_tokenizer, tmp_path / "tokens")
+    after = tokenize_rows(rows_file, embedded_tokenizer, tmp_path / "tokens")
     (group,) = bq.group_by_article([rows[0] | {"answer": "Ulm"}], embedded_tokenizer)
     assert before[0]["branches"][0] != after[0]["branches"][0] == group["branches"][0]
 
@@ -151,7 +152,7 @@ def test_rows_that_change_are_tokenized_anew(rows_file, tmp_path, embedded_token
 def test_what_is_wrong_in_a_file_to_tokenize_is_one_error(rows_file, tmp_path, embedded_tokenizer):
     def error(**options):
         with pytest.raises(ValueError) as error:
-            bq.tokenize_rows(rows_file, embedded_tokenizer, tmp_path / "tokens", **options)
+            tokenize_rows(rows_file, embedded_tokenizer, tmp_path / "tokens", **options)
         return str(error.value)
 
     assert "no rows of the kind 'who'. It has x" in error(kinds=["who"])

@@ -4,8 +4,8 @@ An article's seconds come from what experiments/speed.json measured at four leng
 those of its longest article. Exchanging gradients is left out. Lengths are those of the sample
 corpus, and of real releases, from the percentiles of 500. Articles over MAX_TOKENS are left out.
 Three orders: `plan` takes articles as they come, `window` is `similar_lengths` of bmwqa/run.py,
-`sampler` the LengthGroupedSampler of transformers. Writes experiments/balance.json and .png:
-`python -m experiments.balance`.
+`sampler` the LengthGroupedSampler of transformers. Writes experiments/balance.json and .png,
+and a section of experiments/README.md: `python -m experiments.balance`.
 """
 
 import random
@@ -17,8 +17,9 @@ import torch
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 import bmwqa_utils as bq
-from bmwqa.corpus import ROOT, read_json, write_json
+from bmwqa.corpus import ROOT, read_json, write_json, write_text
 from bmwqa.models import EMBEDDED, load_tokenizer
+from bmwqa.report import markdown_table, page_with
 from bmwqa.run import similar_lengths
 from experiments.learning_curve import DEFAULTS
 
@@ -27,6 +28,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 HERE = ROOT / "experiments"
 COUNTS = [2**power for power in range(1, 10)]
+TOLD = (2, 8, 64, 512)  # of them, in the table
 ARTICLES = 512 * 200  # of one pass, so that 512 processes have 200 steps
 # characters of 500 releases of PressClub Global, newest first, November 2024 to early 2026
 SHARES = [0, 0.05, 0.10, 0.25, 0.50, 0.75, 0.90, 0.95, 1]
@@ -110,6 +112,18 @@ def draw(results: dict) -> None:
     fig.savefig(HERE / "balance.png", dpi=110)
 
 
+def readme(results: dict) -> str:
+    """The text of experiments/README.md with this section written anew, from balance.json alone."""
+    names, rows = {"plan": "as planned", "window": "similar lengths"}, []
+    for lengths, shares in results["busy"].items():
+        for order, title in names.items():
+            share = dict(zip(results["processes"], shares[order], strict=True))
+            cells = {f"{count} processes": f"{share[count]:.2f}" for count in TOLD}
+            rows.append({"lengths of": lengths, "order": title} | cells)
+    section = [markdown_table(rows), "", "![Share of the time spent computing](balance.png)"]
+    return page_with(HERE / "README.md", "balance", "\n".join(section))
+
+
 def main() -> None:
     order = random.Random(DEFAULTS["SEED"])
     sample, per_character, questions = sample_tokens(order)
@@ -120,9 +134,7 @@ def main() -> None:
     results["busy"] = {"the sample": simulate(sample), "real releases": simulate(releases)}
     write_json(HERE / "balance.json", results)
     draw(results)
-    for name, shares in results["busy"].items():
-        for order, values in shares.items():
-            print(f"{name:<14}{order:<9}" + "".join(f"{value:7.2f}" for value in values))
+    write_text(HERE / "README.md", readme(results))
 
 
 if __name__ == "__main__":

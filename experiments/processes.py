@@ -103,6 +103,10 @@ def work(what: str, parameters: dict) -> None:
         sys.stdout = open(os.devnull, "w")
     answers.answer_missing = answer_divided
     try:
+        if cpu and "ACCELERATE_USE_FSDP" in os.environ:
+            raise ValueError(
+                "accelerate divides models among GPUs alone, found none. Use cpus.yaml."
+            )
         run_cells(what, parameters)
     except (ValueError, FloatingPointError) as error:
         if not state.is_main_process:

@@ -19,7 +19,6 @@ import torch.distributed as dist
 from accelerate import debug_launcher
 from accelerate.commands.launch import launch_command, launch_command_parser
 from conftest import PARAMETERS
-from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 import bmwqa_utils as bq
@@ -33,14 +32,6 @@ from bmwqa.run import Run, base_model, lora_model, make_trainer
 from bmwqa.settings import read_settings
 from bmwqa_utils import IGNORE
 from experiments import processes
-
-FSDP = {  # what experiments/accelerate/fsdp.yaml sets
-    "ACCELERATE_USE_FSDP": "true",
-    "FSDP_VERSION": "2",
-    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_RESHARD_AFTER_FORWARD": "true",
-    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
-}
 
 
 @pytest.fixture(autouse=True)
@@ -75,14 +66,11 @@ def make_run(model: Path, out_dir: Path, groups: list[dict], **changes) -> Run:
 
 
 class Gradients(TrainerCallback):
-    """The gradients of the last step, whole, by the names of the weights."""
+    """The gradients of the last step, by the names of the weights."""
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         gradients = {n: w.grad for n, w in model.named_parameters() if w.grad is not None}
-        for name, gradient in gradients.items():
-            whole = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
-            gradients[name] = whole.clone()
-        self.gradients = gradients
+        self.gradients = {name: gradient.clone() for name, gradient in gradients.items()}
 
 
 def first_step(variant: str, model: Path, out_dir: Path, accumulated: int = 1) -> None:
@@ -96,22 +84,17 @@ def first_step(variant: str, model: Path, out_dir: Path, accumulated: int = 1) -
     trainer.args.gradient_accumulation_steps, trainer.args.max_grad_norm = accumulated, 0.0
     trainer.add_callback(watch)
     trainer.train()
-    assert trainer.is_fsdp_enabled == ("ACCELERATE_USE_FSDP" in os.environ)
     log = {key: value for entry in trainer.state.log_history for key, value in entry.items()}
     if trainer.is_world_process_zero():
         torch.save((log["loss"], log["eval_loss"], watch.gradients), out_dir / "step.pt")
 
 
 @pytest.mark.parametrize("variant", ["full_ft", "lora"])
-@pytest.mark.parametrize("sharded", [False, True])
-def test_two_processes_give_the_loss_and_gradients_of_one(
-    variant, sharded, tiny_model_folder, tmp_path, monkeypatch
-):
+def test_two_processes_give_the_loss_and_gradients_of_one(variant, tiny_model_folder, tmp_path):
+    """With DDP. FSDP needs GPUs: on CPUs, accelerate 1.15 ignores it, see its state.py."""
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     first_step(variant, tiny_model_folder, tmp_path / "one", accumulated=2)
-    for name, value in FSDP.items() if sharded else ():
-        monkeypatch.setenv(name, value)
     debug_launcher(first_step, (variant, tiny_model_folder, tmp_path / "two"), num_processes=2)
     loss, held_out, gradients = torch.load(tmp_path / "one" / "step.pt")
     loss_of_two, held_out_of_two, gradients_of_two = torch.load(tmp_path / "two" / "step.pt")
@@ -136,6 +119,8 @@ def written_rows(folder: Path) -> None:
             article = {"id": f"{split}{number:02d}", "title": f"Engine {number}", "text": text}
             article |= {"date": "2025-05-12", "teaser": "", "category": "Press Release"}
             rows += bq.build_qa_pairs(article)
+            pair = {"kind": "where", "question": "Where does it stand?", "answer": "Steyr"}
+            rows.append(bq.make_row(article, pair, "written"))
         bq.write_jsonl(folder / f"{split}.jsonl", rows)
 
 

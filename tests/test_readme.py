@@ -9,7 +9,7 @@ import pytest
 
 import bmwqa_utils as bq
 from bmwqa.report import verdict
-from experiments import learning_curve, tables
+from experiments import balance, learning_curve, tables
 from experiments.speed_page import write_readme
 
 README, PAGE = (path.read_text(encoding="utf-8") for path in (tables.FRONT, tables.PAGE))
@@ -48,6 +48,10 @@ def test_tables_are_narrow_enough_to_be_read():
 
 def test_the_table_of_speed_is_the_one_of_the_benchmark():
     assert write_readme(bq.read_json(bq.ROOT / "experiments/speed.json")) == PAGE
+
+
+def test_the_table_of_waiting_is_the_one_of_the_simulation():
+    assert balance.readme(bq.read_json(bq.ROOT / "experiments/balance.json")) == PAGE
 
 
 def test_the_table_of_the_experiments_is_the_one_of_their_file():

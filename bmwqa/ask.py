@@ -1,0 +1,150 @@
+"""A page on this machine to ask the press room on: `make ask`, or `python -m bmwqa.ask MODEL`."""
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import accumulate
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it when it is imported
+
+import gradio as gr
+from transformers import TextIteratorStreamer
+
+from bmwqa.answers import stream_answer
+from bmwqa.corpus import ROOT, read_json
+from bmwqa.machine import choose_precision
+from bmwqa.models import EMBEDDED, load_model, load_tokenizer, short_name
+from bmwqa.pairs import UNANSWERABLE, content_words
+from bmwqa.retrieval import ArticleIndex, open_index
+from bmwqa.scores import TRAINED, normalize
+from bmwqa_utils import prompt_ids
+
+AT_ONCE = 4  # people who are answered at the same time; others wait
+CHARACTERS = 1000  # of a question; those of training have at most 150
+NEW_TOKENS = 192  # of an answer, as MAX_NEW_TOKENS_ABOUT of notebook 3
+NO_CONTROL = {"skip_prompt": True, "skip_special_tokens": True}
+EXAMPLES = ["When did the thunderstorm reach the Masaryk Circuit?"]
+EXAMPLES += ["Who drove the opening stint in Brno?", "How many spectators came to Brno?"]
+
+
+class PressRoom:
+    """Models by variant, and an index of articles that answers nothing below `threshold`."""
+
+    def __init__(self, models: dict, tokenizer, index: ArticleIndex, threshold: float):
+        self.models, self.index, self.threshold = models, index, threshold
+        self.tokenizer, self._pool = tokenizer, ThreadPoolExecutor(AT_ONCE)
+        self.titles = {name: text.split("\n")[0] for name, text in index.contexts.items()}
+        tokenizer.split_special_tokens = True  # a switch for all threads: no control token in text
+
+    def find(self, question: str, chosen: str) -> tuple[str, str]:
+        """(id of the article to read, or ""; why). chosen: an id, or "" to find it."""
+        if not 0 < len(question.strip()) <= CHARACTERS:
+            return "", f"Found {len(question):,} characters. Ask in 1 to {CHARACTERS:,}."
+        (ranks,) = self.index.rank([question])
+        lines = [f"{score:.1f}  {self.titles[name]} ({name})" for name, score in ranks]
+        if not chosen and ranks[0][1] < self.threshold:
+            lines.insert(0, f"No article fits: the best score is below {self.threshold:.1f}.")
+            return "", "\n".join(lines)
+        return chosen or ranks[0][0], "\n".join(lines)
+
+    def stream(self, variant: str, context: str, question: str) -> Iterator[str]:
+        """The answer as far as it is written, again and again."""
+        model, streamer = self.models[variant], TextIteratorStreamer(self.tokenizer, **NO_CONTROL)
+        tokens = len(prompt_ids(self.tokenizer, context, question)) + NEW_TOKENS
+        if tokens > (most := model.config.max_position_embeddings):
+            yield f"Article and answer take {tokens:,} tokens; this model reads at most {most:,}."
+            return
+        options = {"limit": NEW_TOKENS, "streamer": streamer}
+        job = self._pool.submit(stream_answer, model, self.tokenizer, context, question, **options)
+        job.add_done_callback(lambda _: streamer.end())  # of one that failed, too
+        yield from accumulate(streamer)
+        job.result()
+
+    def respond(self, question: str, variants: list[str], chosen: str) -> Iterator[list]:
+        """Why this article, the article, and a text box per variant, as they come."""
+        boxes = {v: gr.Textbox("", label=v, visible=v in variants) for v in self.models}
+        name, why = self.find(question, chosen)
+        context = self.index.contexts[name] if name else ""
+        yield [why, [(context, None)], *boxes.values()]
+        answers = {}
+        for variant in [v for v in boxes if v in variants and name]:
+            for text in self.stream(variant, context, question):
+                label = f"{variant}: does not say" if text.startswith(UNANSWERABLE) else variant
+                boxes[variant] = gr.Textbox(text, label=label)
+                answers[variant] = text
+                yield [gr.skip(), gr.skip(), *boxes.values()]
+        yield [gr.skip(), mark_answers(context, question, answers), *boxes.values()]
+
+
+def mark_answers(context: str, question: str, answers: dict[str, str]) -> list[tuple]:
+    """The context in pieces, (text, variants whose answer the piece holds or None).
+
+    Of several sentences that hold an answer, the one with most words of the question is marked; of
+    a longer answer, each sentence in the answer.
+    """
+    pieces = re.split(r"(?<=[.!?”])(?=\s)|(?<=\n)", context)
+    plain = [f" {normalize(piece)} " for piece in pieces]
+    shared = [len(content_words(question) & content_words(piece)) for piece in pieces]
+    marks: dict[int, list[str]] = {}
+    for variant, answer in answers.items():
+        answer = f" {normalize(answer)} "
+        known = answer.strip() not in ("", "yes", "no")
+        holding = [i for i, text in enumerate(plain) if answer in text and known]
+        inside = [i for i, text in enumerate(plain) if text in answer and len(text.split()) > 3]
+        for i in [max(holding, key=shared.__getitem__)] if holding else inside:
+            marks.setdefault(i, []).append(variant)
+    return [(piece, ", ".join(marks[i]) if i in marks else None) for i, piece in enumerate(pieces)]
+
+
+def build_page(room: PressRoom) -> gr.Blocks:
+    """The page; text boxes and highlighted text show markup as it is."""
+    first = ["full"] if "full" in room.models else [*room.models][:1]
+    with gr.Blocks(title="Ask the press room", analytics_enabled=False) as page:
+        gr.Markdown("## Ask the press room\nAnswers come from one press release alone.")
+        with gr.Row():
+            question = gr.Textbox(label="Question", scale=3, elem_id="question")
+            articles = [("found by the question", "")]
+            articles += [(title, name) for name, title in room.titles.items()]
+            chosen = gr.Dropdown(articles, value="", label="Article", scale=2, elem_id="chosen")
+        gr.Examples([[text] for text in EXAMPLES], question)
+        variants = gr.CheckboxGroup([*room.models], value=first, label="Model", elem_id="variants")
+        button = gr.Button("Ask", variant="primary", elem_id="ask")
+        with gr.Row():
+            boxes = [gr.Textbox(label=v, visible=v in first, elem_id=v) for v in room.models]
+        why = gr.Textbox(label="Best articles, with their scores", lines=3, elem_id="why")
+        article = gr.HighlightedText(label="Article", combine_adjacent=True, elem_id="article")
+        asked, shown = [question, variants, chosen], [why, article, *boxes]
+        events = [button.click, question.submit]
+        gr.on(events, room.respond, asked, shown, concurrency_limit=AT_ONCE)
+    return page
+
+
+def open_page(room: PressRoom, **options) -> tuple:
+    """What gradio's `launch` gives; on this machine alone, and without links to other sites."""
+    options |= {"server_name": "127.0.0.1", "share": False, "ssr_mode": False}
+    return build_page(room).launch(run_history=False, footer_links=[], **options)
+
+
+def main(model: str = EMBEDDED) -> None:
+    """Open the page with the base and its trained variants that are there."""
+    folders = [ROOT / f"{short_name(model)}_{name}" for name in ("full_ft", "lora", "pruned_ft")]
+    names = zip(TRAINED, folders, strict=True)
+    trained = {name: folder for name, folder in names if folder.is_dir()}
+    if not trained:
+        sys.exit(f"There is no {folders[0].name}. Train it: `make run MODEL={model}`.")
+    used = read_json(next(iter(trained.values())) / "training.json", ("model",))["model"]
+    dtype, _ = choose_precision()
+    load = partial(load_model, revision=used["revision"], dtype=dtype, merge=True)
+    models = {name: load(place) for name, place in ({"base": used["name"]} | trained).items()}
+    tokenizer = load_tokenizer(used["name"], used["revision"])
+    open_page(PressRoom(models, tokenizer, *open_index(ROOT / "data" / "processed")))
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except ValueError as error:
+        sys.exit(str(error))

@@ -147,10 +147,8 @@ def stream_answer(
     training; a control token in the context or the question is plain text.
     limit: the most new tokens. `options` go to `model.generate`.
     """
-    prompt, ends = (
-        prompt_ids(tokenizer, context, question),
-        end_tokens(model.generation_config, tokenizer),
-    )
+    prompt = prompt_ids(tokenizer, context, question)
+    ends = end_tokens(model.generation_config, tokenizer)
     return generate(model, prompt, ends, limit, streamer=streamer, **options)
 
 

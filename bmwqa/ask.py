@@ -54,7 +54,8 @@ class PressRoom:
         """The answer as far as it is written, again and again."""
         model, streamer = self.models[variant], TextIteratorStreamer(self.tokenizer, **NO_CONTROL)
         tokens = len(prompt_ids(self.tokenizer, context, question)) + NEW_TOKENS
-        if tokens > (most := model.config.max_position_embeddings):
+        config = model.config.get_text_config()
+        if tokens > (most := getattr(config, "max_position_embeddings", tokens)):
             yield f"Article and answer take {tokens:,} tokens; this model reads at most {most:,}."
             return
         options = {"limit": NEW_TOKENS, "streamer": streamer}
@@ -116,9 +117,9 @@ def build_page(room: PressRoom) -> gr.Blocks:
             boxes = [gr.Textbox(label=v, visible=v in first, elem_id=v) for v in room.models]
         why = gr.Textbox(label="Best articles, with their scores", lines=3, elem_id="why")
         article = gr.HighlightedText(label="Article", combine_adjacent=True, elem_id="article")
-        asked, shown = [question, variants, chosen], [why, article, *boxes]
+        inputs, outputs = [question, variants, chosen], [why, article, *boxes]
         events = [button.click, question.submit]
-        gr.on(events, room.respond, asked, shown, concurrency_limit=AT_ONCE)
+        gr.on(events, room.respond, inputs, outputs, concurrency_limit=AT_ONCE)
     return page
 
 
@@ -134,10 +135,12 @@ def main(model: str = EMBEDDED) -> None:
     names = zip(TRAINED, folders, strict=True)
     trained = {name: folder for name, folder in names if folder.is_dir()}
     if not trained:
-        sys.exit(f"There is no {folders[0].name}. Train it: `make run MODEL={model}`.")
+        here = f"There is no {folders[0].name} in {ROOT}"
+        sys.exit(f"{here}. Train it: `make run MODEL={model}`.")
     used = read_json(next(iter(trained.values())) / "training.json", ("model",))["model"]
     dtype, _ = choose_precision()
-    load = partial(load_model, revision=used["revision"], dtype=dtype, merge=True)
+    how = {"dtype": dtype, "merge": True, "attention": None}
+    load = partial(load_model, revision=used["revision"], **how)
     models = {name: load(place) for name, place in ({"base": used["name"]} | trained).items()}
     tokenizer = load_tokenizer(used["name"], used["revision"])
     open_page(PressRoom(models, tokenizer, *open_index(ROOT / "data" / "processed")))

@@ -28,7 +28,7 @@ def tokenize_rows(path: str | Path, tokenizer, folder: str | Path, **options):
     features = {"article_id": datasets.Value("string"), "prefix": ids, "lengths": ids}
     features |= {"branches": datasets.List({"input_ids": ids, "labels": ids})}
     features |= {"written": datasets.Value("bool")}
-    code = Path(bmwqa_utils.__file__).read_bytes()
+    code = Path(bmwqa_utils.__file__).read_bytes() + Path(__file__).read_bytes()
     state = [code, str(path), file.st_size, file.st_mtime_ns, kinds]
     try:
         articles = datasets.Dataset.from_generator(

@@ -1,6 +1,7 @@
 """A trained folder as other tools take it: chat template, end tokens, Modelfile and model card."""
 
 import json
+import re
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -20,7 +21,7 @@ HUB_BASES = {  # of models with the licence Apache-2.0: their id on the hub
 METHODS = {
     "full_ft": "all weights were trained",
     "lora": "an adapter beside its frozen base was trained",
-    "pruned_ft": "layers were cut out, then all other weights were trained",
+    "pruned_ft": "layers were cut out of the fully fine-tuned model, which then was its teacher",
 }
 SCORES = {"exact_match": "exact match", "f1": "token F1", "yes_no": "yes/no right"}
 SCORES |= {"declined_rightly": "declined rightly", "declined_wrongly": "declined wrongly"}
@@ -145,7 +146,7 @@ tokens as text. Answers may differ; the project's own `stream_answer` has the pr
 
 def model_card(folder: Path, tokenizer, training: dict, results: dict | None) -> ModelCard:
     """The card of a trained folder; without `results`, it says how to get the scores."""
-    name, base = training["run"].rpartition("-")[0], training["model"]
+    name, base = re.sub(r"-[0-9a-f]{8}(-x\d+)?$", "", training["run"]), training["model"]
     hub, variant = HUB_BASES.get(base["name"]), name.partition("_")[2]
     adapter, local = (folder / "adapter_config.json").exists(), Path(base["name"]).is_dir()
     base_name = Path(base["name"]).name if local else base["name"]  # no path of this machine
@@ -186,7 +187,7 @@ def _settings(training: dict) -> str:
     """What training.json says of data and settings, a line each."""
     articles = len(set(training["articles"]))
     lines = {
-        "steps": f"{len(training['losses'])}, of one article with its questions each",
+        "steps": f"{len(training['losses'])}, of one article with its questions in each process",
         "data": f"{training['questions']:,} question-answer pairs on {articles} articles",
         "learning rate": f"{training['learning_rate']:g}",
         "matrix products": training["precision"],
@@ -208,8 +209,8 @@ def _scores(variant: str, training: dict, results: dict | None) -> str:
         {"score": title, "mean [95 % interval]": with_interval(scores[key])}
         for key, title in SCORES.items()
     ]
-    asked = max(scores.values(), key=lambda score: score["n"])
+    widest = max(scores.values(), key=lambda score: score["n"])
     corpus = results["data"]["corpus"]
     fiction = ", which is fiction" if corpus == "sample" else ""
-    on = f"{asked['n']} questions ({results['headline']}) on {asked['clusters']} articles of the"
+    on = f"{widest['n']} questions ({results['headline']}) on {widest['clusters']} articles of the"
     return f"{on} corpus {corpus!r}{fiction}. None was trained on.\n\n{markdown_table(rows)}"

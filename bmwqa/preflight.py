@@ -3,6 +3,7 @@
 What cannot work is one error, with what to do. What works in the plain way only, goes that way.
 """
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -195,13 +196,15 @@ def why_not_prunable(model) -> str:
 def check_machine(model, folder: Path) -> str:
     """A line on memory and disk; ValueError if they cannot suffice.
 
-    Full fine-tuning with AdamW keeps 16 bytes per weight (weights, gradients, two moments, fp32),
-    and what a step computes, which is not estimated. On disk, three models and a checkpoint with
-    its moments take 24 bytes per weight.
+    Full fine-tuning with AdamW keeps 16 bytes per weight (weights, gradients, two moments, fp32) in
+    each process; FSDP divides them. What a step computes is not estimated. On disk, three models
+    and a checkpoint with its moments take 24 bytes per weight.
     """
     weights = sum(weight.numel() for weight in model.parameters())
-    need, there = 16 * weights / 1e9, psutil.virtual_memory().total / 1e9
+    all_processes, here = (int(os.environ.get(f"{n}WORLD_SIZE", 1)) for n in ("", "LOCAL_"))
+    need, there = here * 16 * weights / 1e9, psutil.virtual_memory().total / 1e9
     if torch.cuda.is_available():
+        need /= here * (all_processes if "ACCELERATE_USE_FSDP" in os.environ else 1)
         there = torch.cuda.get_device_properties(0).total_memory / 1e9
     if need > there:
         raise ValueError(

@@ -71,18 +71,6 @@ def control_rows(results: dict) -> list[dict[str, str]]:
     return rows
 
 
-def retrieval_rows(results: dict) -> list[dict[str, str]]:
-    """A row for full with its article given, and one with the article retrieved."""
-    titles = {"exact_match": "exact match", "f1": "token F1"}
-    titles |= {"declined_rightly": "declined rightly", "declined_wrongly": "declined wrongly"}
-    names = {"full": "given", "full_retrieved": "retrieved"}
-    return [
-        {"full, its article": names[name]}
-        | {title: with_interval(scores[score]) for score, title in titles.items()}
-        for name, scores in results["retrieval"]["scores"].items()
-    ]
-
-
 def trade_off_rows(results: dict) -> list[dict[str, str]]:
     """A row per variant: what it costs, and its F1 on the headline's questions."""
     rows = []

@@ -64,11 +64,11 @@ class Training(Record):
     rows: Count
     rows_too_long: Count
     held_out: list[str]  # articles
-    one_pass: str  # the line that `choose_collator` gave
+    one_pass: str  # the line of bmwqa/preflight.py `check_exact`
     learning_rate: Positive
-    losses: list[float]  # of each step, nats per supervised token
+    losses: list[float]  # of each step, nats per supervised token; pruned: with `Distillation`
     eval_losses: list[dict[Literal["step", "loss"], float]]
-    articles: list[str]  # of each step
+    articles: list[str]  # of all steps; with n processes, n of each
     questions: Count  # in all steps
     precision: str  # dtype of matrix products
     seconds_per_step: Positive  # median

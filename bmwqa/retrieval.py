@@ -109,14 +109,14 @@ def retrieved_scores(lines: list[dict], articles: dict[str, str]) -> dict:
     """{"full", "full_retrieved": {score: interval}}: full with its article given, and retrieved.
 
     lines: of eval_generations.jsonl; "retrieved" has "context_of" and, if full was asked with
-    another article, its answer. articles: {id: context}.
+    another article, its answer. articles: {id: context}; words_in_article is of the right one.
     """
     records = []
     for line in lines:
         if "retrieved" in line:
             answer = line["full"] | line["retrieved"]
             if answer["context_of"] is None:
-                answer["answer"] = UNANSWERABLE
+                answer |= {"answer": UNANSWERABLE, "stopped": True, "nll": None, "nll_tokens": None}
             records.append(line | {"full_retrieved": answer})
     table = by_variant(score_table(score_records(records, articles, ["full", "full_retrieved"])))
     return {name: scores for name, slices in table.items() for scores in slices.values()}

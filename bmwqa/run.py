@@ -235,7 +235,8 @@ def make_trainer(run: Run, variant: str, model, rate: float, teacher=None, **not
 def train(run: Run, variant: str, model, rate: float, teacher=None, **notes) -> dict:
     """What training.json says of a variant, after it was trained and saved, whole or not at all.
 
-    A variant that is there with these settings is not trained again. rate: of learning.
+    A variant that is there with these settings, trained by any number of processes, is not trained
+    again. rate: of learning.
     teacher: a model to learn from, see `Distillation`. notes: kept in training.json.
     ValueError: the processes disagree, or other numbers of processes have begun this run.
     """
@@ -249,7 +250,7 @@ def train(run: Run, variant: str, model, rate: float, teacher=None, **notes) -> 
         | {"the run, of rows, model and settings": checkpoints.name, "notes": notes}
         | {"the last checkpoint": checkpoint, f"the model in {folder.name}": training.get("run")}
     )
-    if training.get("run") == checkpoints.name:
+    if without_count(training.get("run", "")) == without_count(checkpoints.name):
         print(f"{folder.name} was trained with these settings. Delete it to train it again.")
         return training
     refuse_other_counts(checkpoints)
@@ -275,9 +276,14 @@ def require_agreement(values: dict) -> None:
                 raise ValueError(f"{problem}; {need}")
 
 
+def without_count(name: str) -> str:
+    """The name of a run without its number of processes, "-x2"."""
+    return re.sub(r"-x\d+$", "", name)
+
+
 def refuse_other_counts(checkpoints: Path) -> None:
     """ValueError if this run was begun by another number of processes, and not finished."""
-    name = re.sub(r"-x\d+$", "", checkpoints.name)
+    name = without_count(checkpoints.name)
     for mark in checkpoints.parent.glob(f"{name}*/checkpoint-*/{WHOLE}"):
         begun = mark.parents[1]
         if begun != checkpoints:

@@ -28,7 +28,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 HERE = ROOT / "experiments"
 COUNTS = [2**power for power in range(1, 10)]
-TOLD = (2, 8, 64, 512)  # of them, in the table
+IN_TABLE = (2, 8, 64, 512)  # of them, in the table
 ARTICLES = 512 * 200  # of one pass, so that 512 processes have 200 steps
 # characters of 500 releases of PressClub Global, newest first, November 2024 to early 2026
 SHARES = [0, 0.05, 0.10, 0.25, 0.50, 0.75, 0.90, 0.95, 1]
@@ -46,7 +46,7 @@ def sample_tokens(order: random.Random) -> tuple[list[int], float, float]:
     groups = bq.group_by_article(kept, tokenizer)
     questions = [sum(len(branch["input_ids"]) for branch in g["branches"]) for g in groups]
     texts = [len(group["prefix"]) for group in groups]
-    tokens = [text + asked for text, asked in zip(texts, questions, strict=True)]
+    tokens = [text + question for text, question in zip(texts, questions, strict=True)]
     characters = sum(map(len, {row["context"] for row in kept}))
     return order.choices(tokens, k=ARTICLES), sum(texts) / characters, mean(questions)
 
@@ -118,7 +118,7 @@ def readme(results: dict) -> str:
     for lengths, shares in results["busy"].items():
         for order, title in names.items():
             share = dict(zip(results["processes"], shares[order], strict=True))
-            cells = {f"{count} processes": f"{share[count]:.2f}" for count in TOLD}
+            cells = {f"{count} processes": f"{share[count]:.2f}" for count in IN_TABLE}
             rows.append({"lengths of": lengths, "order": title} | cells)
     section = [markdown_table(rows), "", "![Share of the time spent computing](balance.png)"]
     return page_with(HERE / "README.md", "balance", "\n".join(section))

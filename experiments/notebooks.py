@@ -124,24 +124,30 @@ def closing_words(results: dict) -> None:
     print("Files: " + ", ".join(results["files"]))
 
 
-def read_options() -> tuple[str, dict]:
-    """What to do, and the parameters from the file and from the options; -p goes before -f."""
+def option_parser(description: str, choices: list[str]) -> argparse.ArgumentParser:
+    """A parser of what to do and of parameters, see `parameters_of`."""
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("what", choices=["run", "evaluate", "refresh"])
+    parser = argparse.ArgumentParser(description=description, formatter_class=formatter)
+    parser.add_argument("what", choices=choices)
     pairs = {"dest": "parameters", "nargs": 2, "action": "append", "default": []}
     parser.add_argument("-p", **pairs, metavar=("NAME", "VALUE"))
     parser.add_argument("-f", dest="file", type=Path, metavar="FILE", help="parameters in YAML")
-    options = parser.parse_args()
+    return parser
+
+
+def parameters_of(options: argparse.Namespace) -> dict:
+    """The parameters from the file and from the options, checked; -p goes before -f."""
     parameters = read_parameters(options.file) if options.file else {}
-    return options.what, parameters | {n: yaml.safe_load(v) for n, v in options.parameters}
+    parameters |= {name: yaml.safe_load(value) for name, value in options.parameters}
+    check_names(parameters, [PAIRS, TRAINING])
+    return parameters
 
 
 def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # a terminal that has no ▸ goes on without it
-    what, parameters = read_options()
-    check_names(parameters, [PAIRS, TRAINING])
+    options = option_parser(__doc__, ["run", "evaluate", "refresh"]).parse_args()
+    what, parameters = options.what, parameters_of(options)
     out_dir = ROOT / parameters.get("OUT_DIR", ".")
     if what == "evaluate":
         execute(evaluation_only(), RUNS / "evaluation.ipynb", parameters)

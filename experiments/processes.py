@@ -7,7 +7,6 @@ answer  the cells from there to the answers; the notebook then finds all of them
 with accelerate/cpus.yaml. For several machines, the files there name the command.
 """
 
-import argparse
 import os
 import signal
 import sys
@@ -19,14 +18,13 @@ from pathlib import Path
 import matplotlib
 import nbformat
 import torch
-import yaml
 from accelerate import PartialState
 from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from bmwqa import answers
 from bmwqa_utils import by_context, write_jsonl
-from experiments.notebooks import PAIRS, TRAINING, check_names, read_parameters, tagged
+from experiments.notebooks import TRAINING, option_parser, parameters_of, tagged
 
 CONFIGS = Path(__file__).parent / "accelerate"
 answer_missing = answers.answer_missing
@@ -61,12 +59,12 @@ def answer_divided(
         records |= answers.kept_answers(file)
     state.wait_for_everyone()
     missing = [(name, row) for name, row in pairs if (name, row["question_id"]) not in records]
-    own, size = [], answers.ARTICLES_AT_ONCE
+    rows, size = [], answers.ARTICLES_AT_ONCE
     for place, members in enumerate(by_context([row for _, row in missing]).values()):
         if place // size % state.num_processes == state.process_index:
-            own += [missing[index] for index, _ in members]
-    own_path = path.with_name(f"{path.stem}.{state.process_index}.jsonl")
-    answer_missing(load, tokenizer, own, caps, records, own_path, **options)
+            rows += [missing[index] for index, _ in members]
+    file = path.with_name(f"{path.stem}.{state.process_index}.jsonl")
+    answer_missing(load, tokenizer, rows, caps, records, file, **options)
     state.wait_for_everyone()
     files = list(path.parent.glob(f"{path.stem}.*.jsonl"))
     for file in files:
@@ -83,8 +81,9 @@ def run_cells(what: str, parameters: dict) -> None:
     notebook = nbformat.read(TRAINING, as_version=4)
     first, evaluation = tagged(notebook, "parameters"), tagged(notebook, "evaluation")
     sources = {n: cell.source for n, cell in enumerate(notebook.cells) if cell.cell_type == "code"}
-    last = next(number for number, source in sources.items() if "answer_missing(load" in source)
-    chosen = range(evaluation) if what == "train" else [first, *range(evaluation, last + 1)]
+    chosen = range(evaluation)
+    if what == "answer":
+        chosen = [first, *range(evaluation, tagged(notebook, "answers") + 1)]
     names = {}
     for number in chosen:
         if number in sources:
@@ -116,17 +115,10 @@ def work(what: str, parameters: dict) -> None:
 
 
 def main() -> None:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("what", choices=["train", "answer"])
+    parser = option_parser(__doc__, ["train", "answer"])
     parser.add_argument("--processes", type=int, default=2, metavar="N")
-    pairs = {"dest": "parameters", "nargs": 2, "action": "append", "default": []}
-    parser.add_argument("-p", **pairs, metavar=("NAME", "VALUE"))
-    parser.add_argument("-f", dest="file", type=Path, metavar="FILE", help="parameters in YAML")
     options = parser.parse_args()
-    parameters = read_parameters(options.file) if options.file else {}
-    parameters |= {name: yaml.safe_load(value) for name, value in options.parameters}
-    check_names(parameters, [PAIRS, TRAINING])
+    parameters = parameters_of(options)
     if "LOCAL_RANK" in os.environ:  # started by `accelerate launch`
         work(options.what, parameters)
     else:

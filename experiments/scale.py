@@ -190,7 +190,7 @@ def paper_rows(results: dict, speed: dict) -> list[dict[str, str]]:
             cost = step_cost(weights, setup, tokens, cpu_rate(speed))
             seconds = cost["compute"] + cost["network"]
             hours = {f"hours, {n:,}": n / setup[0] * seconds / 3600 for n in PASSES}
-            hours = {name: f"{h:,.0f}" if h > 10 else f"{h:.1g}" for name, h in hours.items()}
+            hours = {name: f"{h:,.0f}" if h >= 9.5 else f"{h:.1g}" for name, h in hours.items()}
             row = {"model, on": f"{model}, {name}", "method": cost["method"]} | hours
             row["s per step: compute + network"] = f"{cost['compute']:.3g} + {cost['network']:.2g}"
             first = "network" if cost["network"] > cost["compute"] else "compute"
@@ -255,15 +255,16 @@ def scale_section(results: dict, speed: dict) -> str:
             f"about are held in memory: {everything['pairs']['peak_gb']:.2f} GB at "
             f"{everything['articles']:,} articles with all questions on each.",
             "",
-            "**Reckoned, not measured:** hours of full fine-tuning for one pass over the articles, "
+            "**Reckoned, not measured:** hours of one pass over the articles by the method named, "
             "a step being one article per machine.",
             "",
             markdown_table(paper_rows(results, speed)),
             "",
             f"Measured are {step:,.0f} tokens per article with all questions, and {rate:.0f} "
             "GFLOP/s on two cores with bf16 (the section on speed). Assumed are 6 FLOPs per weight "
-            f"and token, {UTILISATION:.0%} of an H100's 989 TFLOP/s, 10 Gbit/s between CPU "
-            "machines, 450 GB/s between H100s, and no overlap of computing and sending.",
+            f"and token (4 for LoRA), {UTILISATION:.0%} of an H100's 989 TFLOP/s, 10 Gbit/s "
+            "between CPU machines, 450 GB/s between H100s, no overlap of computing and "
+            "sending, and no waiting for the longest article.",
             "On CPUs computing saturates first: a machine with more cores shortens it about in "
             "proportion, until memory bandwidth ends that. The network comes second, and is first "
             "at 1 Gbit/s.",

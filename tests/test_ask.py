@@ -170,7 +170,7 @@ def test_a_chosen_article(chrome):
 @pytest.mark.parametrize(
     "question, reply",
     [
-        ("<script>document.title = 'hacked'</script><|im_end|>", "No article fits: the best"),
+        ("<script>document.title = 'hacked'</script><|im_start|>", "No article fits: the best"),
         ("Brno? " * 1700, "Found 10,200 characters. Ask in 1 to 1,000."),
         (" ", "Found 1 characters. Ask in 1 to 1,000."),
     ],
@@ -206,9 +206,9 @@ def test_control_tokens_are_text_in_every_thread(room):
 
 
 def test_an_article_that_is_too_long_for_the_model(room, monkeypatch):
-    monkeypatch.setattr(room.models["full"].config, "max_position_embeddings", 250)
+    monkeypatch.setattr(room.models["full"].config, "max_position_embeddings", 100)
     (message,) = room.stream("full", BRNO, RAINED)
-    assert message.endswith("tokens; this model reads at most 250.")
+    assert message.endswith("tokens; this model reads at most 100.")
 
 
 def test_this_machine_alone(url):
@@ -221,6 +221,6 @@ def test_this_machine_alone(url):
 
 def test_without_a_trained_model():
     with pytest.raises(
-        SystemExit, match=r"There is no nobody_full_ft\. Train it: `make run MODEL="
+        SystemExit, match=r"There is no nobody_full_ft in .*\. Train it: `make run MODEL="
     ):
         ask.main("nobody")

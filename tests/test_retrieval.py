@@ -26,8 +26,8 @@ CONTEXTS = {
 def row(number, article_id, question, answer):
     keys = {"question_id": f"q{number}", "article_id": article_id, "question": question}
     kind = "unanswerable" if answer == UNANSWERABLE else "what"
-    keys |= {"reference": answer, "references": [answer], "kind": kind, "slice": "benchmark"}
-    return keys | {"context": CONTEXTS[article_id]}
+    keys |= {"reference": answer, "references": [answer], "answer": answer, "kind": kind}
+    return keys | {"slice": "benchmark", "context": CONTEXTS[article_id]}
 
 
 ROWS = [

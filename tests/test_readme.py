@@ -166,10 +166,14 @@ def test_differences_kinds_controls_and_failures_come_from_them_too():
 
 def test_every_file_of_the_tree_exists():
     tree, folder = README.split("## What is here")[1].split("```")[1], ""
-    for indent, name in re.findall(r"^( *)(\S+)", tree, re.M):
+    for indent, names in re.findall(r"^( *)(\S+(?:, \S+)*)", tree, re.M):
         folder = "" if not indent else folder
-        assert (bq.ROOT / folder / name).exists(), name
-        folder = name if name.endswith("/") else folder
+        for name in names.split(", "):
+            file = name if re.search(r"[./]", name) else f"{name}.py"
+            assert (bq.ROOT / folder / file).exists(), name
+        folder = names if names.endswith("/") else folder
+    modules = {path.stem for path in (bq.ROOT / "bmwqa").glob("[a-z]*.py")}
+    assert modules <= set(re.findall(r"\w+", tree))
 
 
 def test_every_make_target_named_exists():

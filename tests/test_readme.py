@@ -166,7 +166,7 @@ def test_differences_kinds_controls_and_failures_come_from_them_too():
 
 def test_every_file_of_the_tree_exists():
     tree, folder = README.split("## What is here")[1].split("```")[1], ""
-    for indent, names in re.findall(r"^( *)(\S+(?:, \S+)*)", tree, re.M):
+    for indent, names in re.findall(r"^( *)([^\s,]+(?:, [^\s,]+)*)", tree, re.M):
         folder = "" if not indent else folder
         for name in names.split(", "):
             file = name if re.search(r"[./]", name) else f"{name}.py"

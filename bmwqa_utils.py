@@ -9,9 +9,9 @@ from bmwqa.corpus import (  # noqa: F401  (for the notebooks)
     ROOT,
     article_context,
     check_corpus,
+    load_article,
     load_articles,
     numbered_lines,
-    read_article,
     read_json,
     read_jsonl,
     write_json,
@@ -46,7 +46,7 @@ def written_pairs(paths: list[str | Path], files: dict[str, Path]) -> dict[str, 
     """
     ids = {str(line.get("article_id")) for path in paths for _, line in numbered_lines(path)}
     asked_about = {name: file for name, file in files.items() if name in ids}
-    contexts = {name: article_context(read_article(file)) for name, file in asked_about.items()}
+    contexts = {name: article_context(load_article(file)) for name, file in asked_about.items()}
     pairs: dict[str, list[dict]] = {}
     for line in load_questions(paths, contexts):
         pair = {"kind": line["kind"], "question": line["question"], "answer": line["answers"][0]}
@@ -63,7 +63,7 @@ def corpus_rows(
     `written_pairs`. Memory holds one article.
     """
     for file in files:
-        article = read_article(file)
+        article = load_article(file)
         if seed is not None:
             yield from build_qa_pairs(article, seed, reasons)
         for pair in written.get(article["id"], []):

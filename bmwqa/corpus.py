@@ -58,14 +58,14 @@ def numbered_lines(path: str | Path, keys: tuple[str, ...] = ()) -> Iterator[tup
     with _open(path) as file:
         for number, line in enumerate(file, start=1):
             where = f"{path}, line {number}"
-            if text := _decode(line, where).strip():
+            if text := _utf8(line, where).strip():
                 yield where, _parse(text, where, keys)
 
 
 def read_json(path: str | Path, keys: tuple[str, ...] = ()) -> dict:
     """A JSON object; ValueError names the file that is missing, broken, or lacks one of `keys`."""
     with _open(path) as file:
-        return _parse(_decode(file.read(), str(path)), str(path), keys)
+        return _parse(_utf8(file.read(), str(path)), str(path), keys)
 
 
 def _open(path: str | Path) -> BinaryIO:
@@ -76,7 +76,7 @@ def _open(path: str | Path) -> BinaryIO:
         raise ValueError(f"{path} is missing. {need}") from error
 
 
-def _decode(text: bytes, where: str) -> str:
+def _utf8(text: bytes, where: str) -> str:
     try:
         return text.decode("utf-8-sig")  # some editors put a mark in front
     except UnicodeDecodeError as error:
@@ -121,7 +121,7 @@ def _read_articles(folder: str | Path) -> Iterator[tuple[dict, Path]]:
         )
     file_of = {}
     for path in paths:
-        article = read_article(path)
+        article = load_article(path)
         if article["id"] in file_of:
             other = file_of[article["id"]]
             raise ValueError(f"{path}: has the id {article['id']} of {other}. Delete one of them.")
@@ -129,7 +129,7 @@ def _read_articles(folder: str | Path) -> Iterator[tuple[dict, Path]]:
         yield article, path
 
 
-def read_article(path: str | Path) -> dict:
+def load_article(path: str | Path) -> dict:
     """One article, checked, see `load_articles`."""
     article = read_json(path, ARTICLE_KEYS)
     _check_article(article, path)
@@ -151,7 +151,7 @@ def _check_article(article: dict, path: Path) -> None:
 def check_corpus(folder: str | Path) -> dict[str, dict[str, Path]]:
     """{"train": {id: file}, "eval": {id: file}} of a corpus folder, every article checked.
 
-    ValueError if one is in both. No article stays in memory: `read_article` gives it again.
+    ValueError if one is in both. No article stays in memory: `load_article` gives it again.
     """
     corpus, in_eval = {"train": {}, "eval": {}}, {}
     for article, path in _read_articles(Path(folder, "eval")):

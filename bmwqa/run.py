@@ -146,11 +146,11 @@ def lora_model(run: Run) -> PeftModel:
     return model
 
 
+SAVE_STEPS = 10  # between checkpoints to go on from; none is kept after the training
 # these change nothing that is learnt, or what they change is in the hash by itself
 NOT_IN_HASH = {"model", "revision", "offline_model", "processed_dir", "out_dir", "train_kinds"}
-NOT_IN_HASH |= {"max_new_tokens", "max_new_tokens_about", "benchmark", "save_steps", "precision"}
-NOT_IN_HASH |= {"learning_rate_full", "learning_rate_lora", "learning_rate_pruned", "max_tokens"}
-NOT_IN_HASH |= {"report_to"}
+NOT_IN_HASH |= {"max_new_tokens", "max_new_tokens_about", "benchmark", "precision"}
+NOT_IN_HASH |= {"learning_rate_full", "learning_rate_lora", "max_tokens", "report_to"}
 
 
 def training_arguments(run: Run, variant: str, learning_rate: float, notes: dict):
@@ -184,7 +184,7 @@ def training_arguments(run: Run, variant: str, learning_rate: float, notes: dict
         eval_steps=settings.eval_steps,
         prediction_loss_only=True,
         save_strategy="steps",
-        save_steps=settings.eval_steps if stops else settings.save_steps,
+        save_steps=settings.eval_steps if stops else SAVE_STEPS,
         save_total_limit=2,
         load_best_model_at_end=stops,
         restore_callback_states_from_checkpoint=True,

@@ -22,7 +22,6 @@ class Settings(BaseModel, extra="forbid", frozen=True):
     questions_per_step: MaybePositive
     learning_rate_full: PositiveFloat
     learning_rate_lora: PositiveFloat
-    learning_rate_pruned: PositiveFloat
     warmup_steps: Count
     lora_r: PositiveInt
     lora_alpha: PositiveFloat
@@ -31,7 +30,6 @@ class Settings(BaseModel, extra="forbid", frozen=True):
     checkpoint_above: MaybePositive
     precision: Literal["auto", "bf16", "fp32"]
     report_to: str
-    save_steps: PositiveInt
     held_out: Count
     eval_steps: PositiveInt
     early_stopping: MaybePositive

@@ -140,7 +140,7 @@ def test_a_corpus_is_checked_and_named_file_by_file(corpus):
         "train": ["T0000001EN", "T0000002EN"],
         "eval": ["T0000003EN"],
     }
-    assert bq.read_article(files["eval"]["T0000003EN"])["text"].endswith("No. 3.")
+    assert bq.load_article(files["eval"]["T0000003EN"])["text"].endswith("No. 3.")
 
 
 def test_a_line_that_is_not_utf8_is_named(tmp_path):

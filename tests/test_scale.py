@@ -11,7 +11,7 @@ def test_copies_are_a_corpus_with_questions_that_fit(tmp_path, monkeypatch):
     scale.write_corpus(170)  # two more than the sample has
     scale.write_questions(170)
     files = bq.check_corpus(tmp_path / "corpus")["train"]
-    first, again = (bq.read_article(files[name]) for name in ("T0000000EN", "T0000168EN"))
+    first, again = (bq.load_article(files[name]) for name in ("T0000000EN", "T0000168EN"))
     assert len(files) == 170 and first["title"] == again["title"] and first["text"] != again["text"]
     written = bq.written_pairs([tmp_path / "questions.jsonl"], files)
     assert written["T0000000EN"] == written["T0000168EN"] and len(written["T0000000EN"]) > 5

@@ -134,13 +134,14 @@ def control_questions(questions: list[dict], slice_name: str) -> dict[str, list[
     for row in questions:
         if row["slice"] == slice_name and row["kind"] != "unanswerable":
             other = following[row["article_id"]]
-            controls["no_article"].append(_move(row, None, ""))
+            controls["no_article"].append(move_row(row, None, ""))
             if other != row["article_id"]:
-                controls["other_article"].append(_move(row, other, contexts[other]))
+                controls["other_article"].append(move_row(row, other, contexts[other]))
     return controls
 
 
-def _move(row: dict, article_id: str | None, context: str) -> dict:
+def move_row(row: dict, article_id: str | None, context: str) -> dict:
+    """The row asked in another context; "context_of" is the id of its article, or None."""
     prompt = format_prompt(context, row["question"])
     return row | {"context_of": article_id, "context": context, "prompt": prompt}
 

@@ -3,7 +3,7 @@
 import gc
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -39,20 +39,29 @@ def answer_rows(
     ends = end_tokens(model.generation_config, tokenizer)
     ends += [] if end in (None, *ends) else [end]
     limits = limits if isinstance(limits, list) else [limits] * len(rows)
-    articles, answers = list(by_context(rows).values()), {}
-    for start in range(0, len(articles), ARTICLES_AT_ONCE):
-        batch = [pair for article in articles[start : start + ARTICLES_AT_ONCE] for pair in article]
+    answer_groups, answers = answer_apart if plain else _answer_at_once, {}
+    for batch in article_batches(rows):
         groups = groups_of([row for _, row in batch], tokenizer)
         if title:
             groups = tqdm(groups, desc=title, file=sys.stdout, ncols=100)
         caps = [limits[index] for index, _ in batch]
-        nll, ids = (_answer_apart if plain else _answer_at_once)(model, groups, ends, caps)
+        nll, ids = answer_groups(model, groups, ends, caps)
         for (index, _), answer_nll, answer_ids in zip(batch, nll, ids, strict=True):
-            stopped = bool({*ends} & {*answer_ids})
-            text = tokenizer.decode(answer_ids[: -stopped or None], skip_special_tokens=True)
-            answer = {"answer": text.strip(), "stopped": stopped, "tokens": len(answer_ids)}
-            answers[index] = answer | answer_nll
+            answers[index] = _answer(tokenizer, answer_ids, ends) | answer_nll
     return [answers[index] for index in range(len(rows))]
+
+
+def article_batches(rows: list[dict]) -> Iterator[list[tuple[int, dict]]]:
+    """The (index, row) of ARTICLES_AT_ONCE articles, and of the next ones, article by article."""
+    articles = list(by_context(rows).values())
+    for start in range(0, len(articles), ARTICLES_AT_ONCE):
+        yield [pair for article in articles[start : start + ARTICLES_AT_ONCE] for pair in article]
+
+
+def _answer(tokenizer, ids: list[int], ends: list[int]) -> dict:
+    stopped = bool({*ends} & {*ids})
+    text = tokenizer.decode(ids[: -stopped or None], skip_special_tokens=True).strip()
+    return {"answer": text, "stopped": stopped, "tokens": len(ids)}
 
 
 def end_tokens(generation_config, tokenizer) -> list[int]:
@@ -70,7 +79,7 @@ def _answer_at_once(model, groups, ends: list[int], caps: list[int]) -> tuple[li
     return [{"nll": nats.sum().item(), "nll_tokens": len(nats)} for nats in nll], ids
 
 
-def _answer_apart(model, groups, ends: list[int], caps: list[int]) -> tuple[list[dict], list]:
+def answer_apart(model, groups, ends: list[int], caps: list[int]) -> tuple[list[dict], list]:
     """The same as `_answer_at_once`, in a row of its own per question."""
     nll, ids = [], []
     for group in groups:
@@ -122,11 +131,9 @@ def answer_missing(
     """
     missing = [(name, row) for name, row in pairs if (name, row["question_id"]) not in records]
     model = load() if missing else None
-    articles = list(by_context([row for _, row in missing]).values())
-    for start in range(0, len(articles), ARTICLES_AT_ONCE):
+    for members in article_batches([row for _, row in missing]):
         clock = time.perf_counter()
-        members = articles[start : start + ARTICLES_AT_ONCE]
-        batch = [missing[index] for article in members for index, _ in article]
+        batch = [missing[index] for index, _ in members]
         limits = [caps[row["kind"] == "about"] for _, row in batch]
         answers = answer_rows(model, tokenizer, [row for _, row in batch], limits, **options)
         seconds = (time.perf_counter() - clock) / len(batch)

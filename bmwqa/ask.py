@@ -17,9 +17,9 @@ from bmwqa.answers import stream_answer
 from bmwqa.corpus import ROOT, read_json
 from bmwqa.machine import choose_precision
 from bmwqa.models import EMBEDDED, load_model, load_tokenizer, short_name
-from bmwqa.pairs import UNANSWERABLE, content_words
+from bmwqa.pairs import content_words
 from bmwqa.retrieval import ArticleIndex, open_index
-from bmwqa.scores import TRAINED, normalize
+from bmwqa.scores import TRAINED, declines, normalize
 from bmwqa_utils import prompt_ids
 
 AT_ONCE = 4  # people who are answered at the same time; others wait
@@ -73,7 +73,7 @@ class PressRoom:
         answers = {}
         for variant in [v for v in boxes if v in variants and name]:
             for text in self.stream(variant, context, question):
-                label = f"{variant}: does not say" if text.startswith(UNANSWERABLE) else variant
+                label = f"{variant}: does not say" if declines(text) else variant
                 boxes[variant] = gr.Textbox(text, label=label)
                 answers[variant] = text
                 yield [gr.skip(), gr.skip(), *boxes.values()]
@@ -87,17 +87,22 @@ def mark_answers(context: str, question: str, answers: dict[str, str]) -> list[t
     a longer answer, each sentence in the answer.
     """
     pieces = re.split(r"(?<=[.!?”])(?=\s)|(?<=\n)", context)
-    plain = [f" {normalize(piece)} " for piece in pieces]
     shared = [len(content_words(question) & content_words(piece)) for piece in pieces]
     marks: dict[int, list[str]] = {}
     for variant, answer in answers.items():
-        answer = f" {normalize(answer)} "
-        known = answer.strip() not in ("", "yes", "no")
-        holding = [i for i, text in enumerate(plain) if answer in text and known]
-        inside = [i for i, text in enumerate(plain) if text in answer and len(text.split()) > 3]
-        for i in [max(holding, key=shared.__getitem__)] if holding else inside:
-            marks.setdefault(i, []).append(variant)
+        for place in answer_places(answer, pieces, shared):
+            marks.setdefault(place, []).append(variant)
     return [(piece, ", ".join(marks[i]) if i in marks else None) for i, piece in enumerate(pieces)]
+
+
+def answer_places(answer: str, pieces: list[str], shared: list[int]) -> list[int]:
+    """The places of the pieces that hold an answer, see `mark_answers`; shared: of each piece."""
+    answer, plain = f" {normalize(answer)} ", [f" {normalize(piece)} " for piece in pieces]
+    if answer.strip() not in ("", "yes", "no"):
+        holding = [place for place, text in enumerate(plain) if answer in text]
+        if holding:
+            return [max(holding, key=shared.__getitem__)]
+    return [i for i, text in enumerate(plain) if text in answer and len(text.split()) > 3]
 
 
 def build_page(room: PressRoom) -> gr.Blocks:

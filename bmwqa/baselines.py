@@ -37,23 +37,29 @@ def pick_span(row: dict) -> str:
     answer is the first span in the best three that has the right type and is not in the question.
     """
     question_stems, beginning = stems(row["question"]), " ".join(words(row["question"])[:2])
-    sentences = [s for s in re.split(r"(?<=[.!?”]) |\n", row["context"]) if s.strip()]
-    frequency, total = Counter(stem for s in sentences for stem in stems(s)), len(sentences)
-    known = question_stems & {*frequency}
-    weight = {stem: math.log(1 + total / frequency[stem]) for stem in known}
-    shared = [math.fsum(weight.get(stem, 0) for stem in stems(s)) for s in sentences]
     if beginning.split()[0] in YES_NO_VERBS:
         return "Yes" if question_stems <= stems(row["context"]) else "No"
-    if not weight:
-        return UNANSWERABLE
     types = (TYPES[start] for start in TYPES if re.match(rf"(?:{start})\b", beginning))
     pattern = next(types, OTHER)
-    for index in sorted(range(total), key=lambda i: -shared[i])[:3]:
-        for match in re.finditer(pattern, sentences[index]):
+    for sentence in nearest_sentences(question_stems, row["context"]):
+        for match in re.finditer(pattern, sentence):
             span = next(group for group in match.groups() if group)
             if stems(span) - question_stems or re.search(r"\d", span):
                 return span.strip()
     return UNANSWERABLE
+
+
+def nearest_sentences(question_stems: set[str], context: str, count: int = 3) -> list[str]:
+    """The sentences that share most with a question, none if it shares nothing with the context."""
+    sentences = [s for s in re.split(r"(?<=[.!?”]) |\n", context) if s.strip()]
+    frequency = Counter(stem for sentence in sentences for stem in stems(sentence))
+    known = question_stems & {*frequency}
+    weight = {stem: math.log(1 + len(sentences) / frequency[stem]) for stem in known}
+
+    def shared(sentence: str) -> float:
+        return math.fsum(weight.get(stem, 0) for stem in stems(sentence))
+
+    return sorted(sentences, key=shared, reverse=True)[:count] if weight else []
 
 
 def stems(text: str) -> set[str]:

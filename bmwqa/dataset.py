@@ -68,15 +68,21 @@ def _tokenize(
     columns = {name: [] for name in ("article_id", "prefix", "branches", "written", "lengths")}
     for article_id, context, pairs in zip(*articles.values(), strict=True):
         rows = [pair | {"article_id": article_id, "context": context} for pair in pairs]
-        (group,) = group_by_article(rows, tokenizer)
-        branches, head = group["branches"], len(group["prefix"])
-        lengths = [head + len(branch["input_ids"]) for branch in branches]
-        kept = [b for b, length in zip(branches, lengths, strict=True) if length <= max_tokens]
-        written = any(pair["source"] == "written" for pair in pairs)
-        size = per_group or len(kept) or 1
-        for start in range(0, len(kept) or 1, size):
-            group |= {"branches": kept[start : start + size], "written": written}
-            group |= {"lengths": [] if start else lengths}
+        for group in _groups(rows, tokenizer, max_tokens, per_group):
             for name, column in columns.items():
                 column.append(group[name])
     return columns
+
+
+def _groups(rows: list[dict], tokenizer, max_tokens: int, per_group: int | None) -> list[dict]:
+    """The groups of one article's rows; one without branches if all rows are too long."""
+    (group,) = group_by_article(rows, tokenizer)
+    branches, head = group["branches"], len(group["prefix"])
+    lengths = [head + len(branch["input_ids"]) for branch in branches]
+    kept = [b for b, length in zip(branches, lengths, strict=True) if length <= max_tokens]
+    group |= {"written": any(row["source"] == "written" for row in rows)}
+    size = per_group or len(kept) or 1
+    return [
+        group | {"branches": kept[start : start + size], "lengths": [] if start else lengths}
+        for start in range(0, len(kept) or 1, size)
+    ]

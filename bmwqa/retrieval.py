@@ -13,7 +13,7 @@ from scipy.stats import mannwhitneyu
 
 from bmwqa.pairs import UNANSWERABLE
 from bmwqa.scores import by_variant, interval, score_records, score_table
-from bmwqa_utils import format_prompt, load_rows, token_lengths
+from bmwqa_utils import load_rows, move_row, token_lengths
 
 logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs all that it does
 LOST = 0.05  # the share of rightly found articles that the threshold gives up
@@ -75,9 +75,7 @@ def retrieved_rows(
     """
     rows, ranks = [], index.rank([row["question"] for row in questions], 1)
     for row, [(name, score)] in zip(questions, ranks, strict=True):
-        context = index.contexts[name]
-        row = row | {"context": context, "context_of": name if score >= threshold else None}
-        rows.append(row | {"prompt": format_prompt(context, row["question"])})
+        rows.append(move_row(row, name if score >= threshold else None, index.contexts[name]))
     for row, tokens in zip(rows, token_lengths(rows, tokenizer), strict=True):
         if tokens > max_tokens:
             row["context_of"] = None
@@ -96,13 +94,18 @@ def retrieval_figures(index: ArticleIndex, questions: list[dict], threshold: flo
     ranks = index.rank([row["question"] for row in questions], 4)
     pairs = list(zip(names, ranks, strict=True))
     best = [rank[0][1] for rank in ranks]
-    without = [max([s for found, s in rank if found != name], default=0.0) for name, rank in pairs]
+    without = [best_without(name, rank) for name, rank in pairs]
     shares = {f"recall_at_{n}": [name in dict(rank[:n]) for name, rank in pairs] for n in (1, 3)}
     shares["declined"] = [score < threshold for score in best]
     shares["declined_without"] = [score < threshold for score in without]
     area = mannwhitneyu(best, without).statistic / len(best) ** 2
     figures = {"articles": len(index.contexts), "threshold": threshold, "separation": float(area)}
     return figures | {key: interval(values, names) for key, values in shares.items()}
+
+
+def best_without(article_id: str, rank: list[tuple[str, float]]) -> float:
+    """The best score of a rank without one article; 0 if no other is in it."""
+    return max([score for name, score in rank if name != article_id], default=0.0)
 
 
 def retrieved_scores(lines: list[dict], articles: dict[str, str]) -> dict:

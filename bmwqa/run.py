@@ -79,12 +79,18 @@ def plan_run(groups, settings: Settings):
     written = {name for name, any_is in zip(names, groups["written"], strict=True) if any_is}
     places = [{"article_id": n, "place": i} for i, n in enumerate(names) if n not in held_out]
     steps = plan_steps(places, written - held_out, settings.max_steps * processes(), order)
-    groups, watched = groups.select_columns(["article_id", "prefix", "branches"]), {}
-    for place, name in enumerate(names):
-        if name in held_out:
-            group = groups[place]
-            watched.setdefault(name, group | {"branches": []})["branches"] += group["branches"]
-    return groups.select([step["place"] for step in steps]), list(watched.values())
+    groups = groups.select_columns(["article_id", "prefix", "branches"])
+    watched = groups.select([place for place, name in enumerate(names) if name in held_out])
+    return groups.select([step["place"] for step in steps]), merge_groups(watched)
+
+
+def merge_groups(groups) -> list[dict]:
+    """A group per article, with the branches of all its groups."""
+    articles: dict[str, dict] = {}
+    for group in groups:
+        article = articles.setdefault(group["article_id"], group | {"branches": []})
+        article["branches"] += group["branches"]
+    return list(articles.values())
 
 
 WINDOW = 50  # steps, in which articles change places; that of transformers' LengthGroupedSampler
@@ -153,18 +159,24 @@ NOT_IN_HASH |= {"max_new_tokens", "max_new_tokens_about", "benchmark", "precisio
 NOT_IN_HASH |= {"learning_rate_full", "learning_rate_lora", "max_tokens", "report_to"}
 
 
-def training_arguments(run: Run, variant: str, learning_rate: float, notes: dict):
-    """TrainingArguments: the folder's name holds a hash of all that changes a run.
+def run_name(run: Run, variant: str, learning_rate: float, notes: dict) -> str:
+    """The name of a run's folder, which holds a hash of all that changes the run.
 
     The hash is the same for any number of processes, which follows it: "-x2".
     """
-    settings, stops = run.settings, run.settings.early_stopping is not None
+    settings = run.settings
     hashed = [run.used, variant, learning_rate, settings.model_dump(exclude=NOT_IN_HASH)]
     hashed += [str(run.dtype), run.checks.collate.__name__]
     hashed += [list(islice(run.steps, settings.max_steps)), run.held_out]
     hashed += [notes] if notes else []
     mark = hashlib.sha256(json.dumps(hashed).encode()).hexdigest()[:8]
-    name = f"{run.folder(variant).name}-{mark}" + (f"-x{processes()}" if processes() > 1 else "")
+    return f"{run.folder(variant).name}-{mark}" + (f"-x{processes()}" if processes() > 1 else "")
+
+
+def training_arguments(run: Run, variant: str, learning_rate: float, notes: dict):
+    """The TrainingArguments of a variant; its folder is `run_name`."""
+    settings, stops = run.settings, run.settings.early_stopping is not None
+    name = run_name(run, variant, learning_rate, notes)
     folder = ROOT / settings.out_dir / "runs"
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "logs" / name)  # checkpoints are deleted
     return TrainingArguments(

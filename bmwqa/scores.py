@@ -85,28 +85,36 @@ def score_answer(answer: str, references: list[str], article_text: str, kind: st
     if not references:
         raise ValueError("A question has no reference, need one or more. Complete its row.")
     plain, accepted = normalize(answer), [normalize(reference) for reference in references]
-    declines = float(f"{plain} ".startswith(f"{normalize(UNANSWERABLE)} "))
+    declined = float(declines(answer))
     answerable = kind != "unanswerable"
     scores: dict[str, float | None] = {
         "exact_match": float(plain in accepted),
         "f1": max(token_f1(answer, text, kind != "about") for text in references),
         "contains": float(any(f" {text} " in f" {plain} " for text in accepted)),
-        "rouge_l": None,
-        "sentence_bleu": None,
-    }
-    if kind == "about":
-        rouge = max(ROUGE.score(text, answer)["rougeL"].fmeasure for text in references)
-        bleu = SENTENCE_BLEU.sentence_score(answer, references).score / 100
-        scores |= {"rouge_l": rouge, "sentence_bleu": min(1.0, bleu)}  # it rounds up to above 1
+    } | paragraph_scores(answer, references if kind == "about" else [])
     if not answerable:
         scores = dict.fromkeys(scores)
-    scores["declined_rightly"] = None if answerable else declines
-    scores["declined_wrongly"] = declines if answerable else None
+    scores["declined_rightly"] = None if answerable else declined
+    scores["declined_wrongly"] = declined if answerable else None
     begins_right = plain.split()[:1] in [text.split()[:1] for text in accepted]
     scores["yes_no"] = float(begins_right) if kind == "yes_no" else None
     words = content_words(answer)
     known = len(words & content_words(article_text)) / len(words) if words else None
-    return scores | {"words_in_article": None if declines else known}
+    return scores | {"words_in_article": None if declined else known}
+
+
+def declines(answer: str) -> bool:
+    """Whether an answer begins with UNANSWERABLE, in any case and punctuation."""
+    return f"{normalize(answer)} ".startswith(f"{normalize(UNANSWERABLE)} ")
+
+
+def paragraph_scores(answer: str, references: list[str]) -> dict[str, float | None]:
+    """{"rouge_l", "sentence_bleu"} of an answer that is a paragraph; None without references."""
+    if not references:
+        return {"rouge_l": None, "sentence_bleu": None}
+    rouge = max(ROUGE.score(text, answer)["rougeL"].fmeasure for text in references)
+    bleu = SENTENCE_BLEU.sentence_score(answer, references).score / 100
+    return {"rouge_l": rouge, "sentence_bleu": min(1.0, bleu)}  # sacrebleu rounds up to above 1
 
 
 def score_records(

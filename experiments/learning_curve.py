@@ -92,7 +92,8 @@ def train_run(variant: str, rows: list[dict], settings: Settings) -> dict:
     used, (dtype, _) = resolve_model(MODEL), choose_precision(settings.precision)
     tokenizer, folder = load_tokenizer(MODEL), ROOT / settings.out_dir
     bq.write_jsonl(folder / "train.jsonl", sorted(rows, key=lambda row: row["article_id"]))
-    groups = tokenize_rows(folder / "train.jsonl", tokenizer, folder / "tokens")
+    limits = {"max_tokens": settings.max_tokens, "per_group": settings.questions_per_step}
+    groups = tokenize_rows(folder / "train.jsonl", tokenizer, folder / "tokens", **limits)
     steps, held_out = plan_run(groups, settings)
     checks = check_all(load_model(MODEL), tokenizer, steps, settings, folder)
     lengths = [length for of_article in groups["lengths"] for length in of_article]

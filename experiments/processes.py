@@ -23,7 +23,7 @@ from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from bmwqa import answers
-from bmwqa_utils import by_context, write_jsonl
+from bmwqa_utils import write_jsonl
 from experiments.notebooks import TRAINING, option_parser, parameters_of, tagged
 
 CONFIGS = Path(__file__).parent / "accelerate"
@@ -59,10 +59,10 @@ def answer_divided(
         records |= answers.kept_answers(file)
     state.wait_for_everyone()
     missing = [(name, row) for name, row in pairs if (name, row["question_id"]) not in records]
-    rows, size = [], answers.ARTICLES_AT_ONCE
-    for place, members in enumerate(by_context([row for _, row in missing]).values()):
-        if place // size % state.num_processes == state.process_index:
-            rows += [missing[index] for index, _ in members]
+    rows = []
+    for number, batch in enumerate(answers.article_batches([row for _, row in missing])):
+        if number % state.num_processes == state.process_index:
+            rows += [missing[index] for index, _ in batch]
     file = path.with_name(f"{path.stem}.{state.process_index}.jsonl")
     answer_missing(load, tokenizer, rows, caps, records, file, **options)
     state.wait_for_everyone()

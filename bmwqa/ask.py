@@ -5,7 +5,6 @@ import re
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import accumulate
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it when it is imported
@@ -15,17 +14,16 @@ from transformers import TextIteratorStreamer
 
 from bmwqa.answers import stream_answer
 from bmwqa.corpus import ROOT, read_json
+from bmwqa.export import NEW_TOKENS
 from bmwqa.machine import choose_precision
 from bmwqa.models import EMBEDDED, load_model, load_tokenizer, short_name
 from bmwqa.pairs import content_words
 from bmwqa.retrieval import ArticleIndex, open_index
-from bmwqa.scores import TRAINED, declines, normalize
+from bmwqa.scores import declines, holds, normalize
 from bmwqa_utils import prompt_ids
 
 AT_ONCE = 4  # people who are answered at the same time; others wait
 CHARACTERS = 1000  # of a question; those of training have at most 150
-NEW_TOKENS = 192  # of an answer, as MAX_NEW_TOKENS_ABOUT of notebook 3
-NO_CONTROL = {"skip_prompt": True, "skip_special_tokens": True}
 EXAMPLES = ["When did the thunderstorm reach the Masaryk Circuit?"]
 EXAMPLES += ["Who drove the opening stint in Brno?", "How many spectators came to Brno?"]
 
@@ -44,15 +42,16 @@ class PressRoom:
         if not 0 < len(question.strip()) <= CHARACTERS:
             return "", f"Found {len(question):,} characters. Ask in 1 to {CHARACTERS:,}."
         (ranks,) = self.index.rank([question])
-        lines = [f"{score:.1f}  {self.titles[name]} ({name})" for name, score in ranks]
-        if not chosen and ranks[0][1] < self.threshold:
-            lines.insert(0, f"No article fits: the best score is below {self.threshold:.1f}.")
-            return "", "\n".join(lines)
-        return chosen or ranks[0][0], "\n".join(lines)
+        why = "\n".join(f"{score:.1f}  {self.titles[name]} ({name})" for name, score in ranks)
+        name, score = ranks[0]
+        if not chosen and score < self.threshold:
+            return "", f"No article fits: the best score is below {self.threshold:.1f}.\n{why}"
+        return chosen or name, why
 
     def stream(self, variant: str, context: str, question: str) -> Iterator[str]:
         """The answer as far as it is written, again and again."""
-        model, streamer = self.models[variant], TextIteratorStreamer(self.tokenizer, **NO_CONTROL)
+        model, options = self.models[variant], {"skip_prompt": True, "skip_special_tokens": True}
+        streamer = TextIteratorStreamer(self.tokenizer, **options)
         tokens = len(prompt_ids(self.tokenizer, context, question)) + NEW_TOKENS
         config = model.config.get_text_config()
         if tokens > (most := getattr(config, "max_position_embeddings", tokens)):
@@ -81,32 +80,27 @@ class PressRoom:
 
 
 def mark_answers(context: str, question: str, answers: dict[str, str]) -> list[tuple]:
-    """The context in pieces, (text, variants whose answer the piece holds or None).
+    """The context in sentences: (sentence, variants whose answer it holds, or None).
 
     Of several sentences that hold an answer, the one with most words of the question is marked; of
     a longer answer, each sentence in the answer.
     """
-    pieces = re.split(r"(?<=[.!?”])(?=\s)|(?<=\n)", context)
-    shared = [len(content_words(question) & content_words(piece)) for piece in pieces]
-    marks: dict[int, list[str]] = {}
+    sentences, about = re.split(r"(?<=[.!?”])(?=\s)|(?<=\n)", context), content_words(question)
+    nearest = sorted(sentences, key=lambda s: len(about & content_words(s)), reverse=True)
+    plain, marks = {s: normalize(s) for s in nearest}, {s: [] for s in nearest}
     for variant, answer in answers.items():
-        for place in answer_places(answer, pieces, shared):
-            marks.setdefault(place, []).append(variant)
-    return [(piece, ", ".join(marks[i]) if i in marks else None) for i, piece in enumerate(pieces)]
+        answer = normalize(answer)
+        around = [s for s in nearest if holds(plain[s], answer)]
+        within = [s for s in nearest if holds(answer, plain[s]) and len(plain[s].split()) > 3]
+        if answer in ("", "yes", "no"):
+            around = []
+        for sentence in around[:1] or within:
+            marks[sentence].append(variant)
+    return [(sentence, ", ".join(marks[sentence]) or None) for sentence in sentences]
 
 
-def answer_places(answer: str, pieces: list[str], shared: list[int]) -> list[int]:
-    """The places of the pieces that hold an answer, see `mark_answers`; shared: of each piece."""
-    answer, plain = f" {normalize(answer)} ", [f" {normalize(piece)} " for piece in pieces]
-    if answer.strip() not in ("", "yes", "no"):
-        holding = [place for place, text in enumerate(plain) if answer in text]
-        if holding:
-            return [max(holding, key=shared.__getitem__)]
-    return [i for i, text in enumerate(plain) if text in answer and len(text.split()) > 3]
-
-
-def build_page(room: PressRoom) -> gr.Blocks:
-    """The page; text boxes and highlighted text show markup as it is."""
+def open_page(room: PressRoom, **options) -> tuple:
+    """What gradio's `launch` gives; on this machine alone, and without links to other sites."""
     first = ["full"] if "full" in room.models else [*room.models][:1]
     with gr.Blocks(title="Ask the press room", analytics_enabled=False) as page:
         gr.Markdown("## Ask the press room\nAnswers come from one press release alone.")
@@ -125,28 +119,24 @@ def build_page(room: PressRoom) -> gr.Blocks:
         inputs, outputs = [question, variants, chosen], [why, article, *boxes]
         events = [button.click, question.submit]
         gr.on(events, room.respond, inputs, outputs, concurrency_limit=AT_ONCE)
-    return page
-
-
-def open_page(room: PressRoom, **options) -> tuple:
-    """What gradio's `launch` gives; on this machine alone, and without links to other sites."""
     options |= {"server_name": "127.0.0.1", "share": False, "ssr_mode": False}
-    return build_page(room).launch(run_history=False, footer_links=[], **options)
+    return page.launch(run_history=False, footer_links=[], **options)
 
 
 def main(model: str = EMBEDDED) -> None:
     """Open the page with the base and its trained variants that are there."""
-    folders = [ROOT / f"{short_name(model)}_{name}" for name in ("full_ft", "lora", "pruned_ft")]
-    names = zip(TRAINED, folders, strict=True)
-    trained = {name: folder for name, folder in names if folder.is_dir()}
+    names = {"full": "full_ft", "lora": "lora", "pruned": "pruned_ft"}
+    places = {variant: ROOT / f"{short_name(model)}_{name}" for variant, name in names.items()}
+    trained = {variant: folder for variant, folder in places.items() if folder.is_dir()}
     if not trained:
-        here = f"There is no {folders[0].name} in {ROOT}"
+        here = f"There is no {places['full'].name} in {ROOT}"
         sys.exit(f"{here}. Train it: `make run MODEL={model}`.")
     used = read_json(next(iter(trained.values())) / "training.json", ("model",))["model"]
     dtype, _ = choose_precision()
-    how = {"dtype": dtype, "merge": True, "attention": None}
-    load = partial(load_model, revision=used["revision"], **how)
-    models = {name: load(place) for name, place in ({"base": used["name"]} | trained).items()}
+    models = {
+        variant: load_model(place, used["revision"], dtype, merge=True, attention=None)
+        for variant, place in ({"base": used["name"]} | trained).items()
+    }
     tokenizer = load_tokenizer(used["name"], used["revision"])
     open_page(PressRoom(models, tokenizer, *open_index(ROOT / "data" / "processed")))
 

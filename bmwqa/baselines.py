@@ -36,30 +36,30 @@ def pick_span(row: dict) -> str:
     Sentences are ranked by the words they share with the question; rare words count more. The
     answer is the first span in the best three that has the right type and is not in the question.
     """
-    question_stems, beginning = stems(row["question"]), " ".join(words(row["question"])[:2])
+    known, beginning = stems(row["question"]), " ".join(words(row["question"])[:2])
     if beginning.split()[0] in YES_NO_VERBS:
-        return "Yes" if question_stems <= stems(row["context"]) else "No"
+        return "Yes" if known <= stems(row["context"]) else "No"
     types = (TYPES[start] for start in TYPES if re.match(rf"(?:{start})\b", beginning))
     pattern = next(types, OTHER)
-    for sentence in nearest_sentences(question_stems, row["context"]):
+    for sentence in nearest_sentences(known, row["context"]):
         for match in re.finditer(pattern, sentence):
-            span = next(group for group in match.groups() if group)
-            if stems(span) - question_stems or re.search(r"\d", span):
+            span = match[match.lastindex]
+            if stems(span) - known or re.search(r"\d", span):
                 return span.strip()
     return UNANSWERABLE
 
 
-def nearest_sentences(question_stems: set[str], context: str, count: int = 3) -> list[str]:
-    """The sentences that share most with a question, none if it shares nothing with the context."""
+def nearest_sentences(question_stems: set[str], context: str) -> list[str]:
+    """The three sentences that share most with a question, none if it shares nothing with any."""
     sentences = [s for s in re.split(r"(?<=[.!?”]) |\n", context) if s.strip()]
     frequency = Counter(stem for sentence in sentences for stem in stems(sentence))
-    known = question_stems & {*frequency}
-    weight = {stem: math.log(1 + len(sentences) / frequency[stem]) for stem in known}
+    weight = {stem: math.log(1 + len(sentences) / frequency[stem]) for stem in frequency}
 
     def shared(sentence: str) -> float:
-        return math.fsum(weight.get(stem, 0) for stem in stems(sentence))
+        return math.fsum(weight[stem] for stem in stems(sentence) & question_stems)
 
-    return sorted(sentences, key=shared, reverse=True)[:count] if weight else []
+    ranked = sorted(sentences, key=shared, reverse=True)
+    return ranked[:3] if question_stems & {*frequency} else []
 
 
 def stems(text: str) -> set[str]:
@@ -71,22 +71,17 @@ def chat_options(tokenizer) -> dict:
     """Options of `answer_rows` for the tokenizer's chat template; {} if it has none."""
     if not tokenizer.chat_template:
         return {}
-    user = {"role": "user", "content": "Context:\n⟨context⟩\n\nQuestion:\n⟨question⟩"}
-    messages = [{"role": "system", "content": SYSTEM}, user]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    before, rest = text.split("⟨context⟩")
-    middle, after = rest.split("⟨question⟩")
-    reply = [*messages, {"role": "assistant", "content": "⟨answer⟩"}]
-    closing = tokenizer.apply_chat_template(reply, tokenize=False).split("⟨answer⟩")[1]
-
-    def encode_template(piece: str) -> list[int]:  # its control tokens are real, a page's are text
-        return tokenizer(piece, add_special_tokens=False)["input_ids"]
-
-    end = encode_template(closing)[0]
+    user = "Context:\n⟨context⟩\n\nQuestion:\n⟨question⟩"
+    chat = {"system": SYSTEM, "user": user, "assistant": "⟨answer⟩"}
+    messages = [{"role": role, "content": content} for role, content in chat.items()]
+    template = tokenizer.apply_chat_template(messages, tokenize=False)
+    pieces = re.split("⟨context⟩|⟨question⟩|⟨answer⟩", template)
+    # control tokens of the template are real, those of an article are text
+    pieces = [tokenizer(piece, add_special_tokens=False)["input_ids"] for piece in pieces]
+    before, middle, after, [end, *_] = pieces
 
     def encode_row(row: dict) -> dict[str, list[int]]:
-        question = encode_template(middle) + encode_text(tokenizer, row["question"])
-        question += encode_template(after)
+        question = middle + encode_text(tokenizer, row["question"]) + after
         answer = encode_text(tokenizer, row["answer"]) + [end]
         return {"input_ids": question + answer, "labels": [IGNORE] * len(question) + answer}
 
@@ -94,7 +89,7 @@ def chat_options(tokenizer) -> dict:
         groups = []
         for context, members in by_context(rows).items():
             group = {"article_id": members[0][1]["article_id"]}
-            group["prefix"] = encode_template(before) + encode_text(tokenizer, context)
+            group["prefix"] = before + encode_text(tokenizer, context)
             groups.append(group | {"branches": [encode_row(row) for _, row in members]})
         return groups
 

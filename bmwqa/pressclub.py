@@ -10,26 +10,27 @@ from contextlib import suppress
 from datetime import date
 from functools import cached_property
 from html import unescape
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
+from bm25s import stopwords
 from bs4 import BeautifulSoup, Tag
 from bs4.builder import HTMLTreeBuilder
 from bs4.dammit import EncodingDetector
 from defusedxml.ElementTree import ParseError, fromstring
 from protego import Protego
 
-from bmwqa.corpus import GERMAN_MONTHS, language
+from bmwqa.corpus import ARTICLE_KEYS, GERMAN_MONTHS, language
 
 BOT = "bmwqa/1.0"  # robots.txt may address it with or without the version
 USER_AGENT = f"Mozilla/5.0 (X11; Linux x86_64) {BOT} (article research, one request at a time)"
 LANGUAGE = "en-US,en;q=0.9"  # without it the site sends dates as Java prints them
 ARTICLE_LINKS = "article.newsfeed div.text h3 a[href]"  # side boxes link articles months old
 MAX_BYTES = 5_000_000  # the largest page seen is far below 1 MB
-TRIES = 4  # per page: at once, then after 1, 2 and 4 seconds or what Retry-After says
+PAUSES = (1, 2, 4, 0)  # seconds after each failed try of a page, if Retry-After does not say
 MAX_WAIT = 120  # seconds; a site that asks for a longer pause is left alone
-MAX_GIVEN_UP = 10  # pages in a row that failed in every try: the site is down
+MAX_FAILED = 10  # pages in a row that failed in every try: the site is down
 
 # --------------------------------------------------------------------------------------------------
 # Fetching
@@ -37,10 +38,6 @@ MAX_GIVEN_UP = 10  # pages in a row that failed in every try: the site is down
 
 class FetchError(ValueError):
     """A page that could not be had; the message says why."""
-
-
-class SiteDown(FetchError):
-    """The site needs a rest: stop, and run again later."""
 
 
 class _TryAgain(Exception):
@@ -57,7 +54,8 @@ class PoliteSite:
             raise ValueError(f"BASE_URL is {base_url!r}, {need}")
         self.base_url, self.delay, self.page_seconds = base_url.rstrip("/"), delay, page_seconds
         self.host, self.requests = address.netloc.lower(), 0
-        self._given_up, self._closed, self._last = 0, "", float("-inf")
+        self._failed_in_a_row, self._last = 0, float("-inf")
+        self._closed = ""  # why the site needs a rest, and is asked for nothing more
         self._session = requests.Session()
         self._session.headers.update({"User-Agent": USER_AGENT, "Accept-Language": LANGUAGE})
         # a proxy does not know this machine's own servers
@@ -68,7 +66,7 @@ class PoliteSite:
         """The site's robots.txt, read once; without one all is allowed (RFC 9309, 2.3.1.3)."""
         url = urljoin(self.base_url, "/robots.txt")
         try:
-            rules = Protego.parse(self._fetch(url, ""))
+            rules = Protego.parse(self.fetch(url, "robots"))
         except FetchError as fault:
             raise FetchError(f"{url} could not be read ({fault}). Run again later.") from fault
         self.delay = max(self.delay, rules.crawl_delay(BOT) or 0)
@@ -79,52 +77,44 @@ class PoliteSite:
         return self.robots.can_fetch(url, BOT)
 
     def fetch(self, url: str, kind: str = "html") -> str:
-        """The whole page of the kind "html" or "xml"; FetchError without it, SiteDown for good."""
-        if not self.allows(url):
-            raise FetchError("robots.txt forbids this page")
-        return self._fetch(url, kind)
-
-    def _fetch(self, url: str, kind: str) -> str:
-        if self._closed:
-            raise SiteDown(self._closed)
-        for attempt in range(TRIES):
+        """The whole page of the kind "html", "xml" or "robots", or FetchError."""
+        for pause in PAUSES:
+            if self._closed:
+                raise FetchError(self._closed)
             try:
                 text = self._request(url, kind)
-                self._given_up = 0
+                self._failed_in_a_row = 0
                 return text
             except _TryAgain as fault:
                 reason, wait = fault.args
-                wait = 2**attempt if wait is None else wait
-                if wait > MAX_WAIT:
-                    self._closed = f"the site asks for a pause of {wait:.0f} s, run again after it"
-                    raise SiteDown(self._closed) from fault
-                if attempt < TRIES - 1:
-                    time.sleep(wait)
-        self._given_up += 1
-        if self._given_up >= MAX_GIVEN_UP:
-            self._closed = f"{self._given_up} pages in a row failed ({reason}), run again later"
-            raise SiteDown(self._closed)
-        raise FetchError(f"{reason}, {TRIES} times")
+            wait = pause if wait is None else wait
+            if wait > MAX_WAIT:
+                self._closed = f"the site asks for a pause of {wait:.0f} s, run again after it"
+            else:
+                time.sleep(wait)
+        self._failed_in_a_row += 1
+        if self._failed_in_a_row >= MAX_FAILED:
+            self._closed = f"{MAX_FAILED} pages in a row failed ({reason}), run again later"
+        raise FetchError(self._closed or f"{reason}, {len(PAUSES)} times")
 
     def _request(self, url: str, kind: str) -> str:
-        for _ in range(5):
+        for _ in range(6):
+            if (host := urlsplit(url).netloc.lower()) != self.host:
+                raise FetchError(f"redirect to another host ({host!r}), not followed")
+            if kind != "robots" and not self.allows(url):
+                raise FetchError("robots.txt forbids this page")
             time.sleep(max(0.0, self._last + self.delay - time.monotonic()))
             self.requests += 1
             how = {"allow_redirects": False, "stream": True, "timeout": (10, self.page_seconds)}
             try:
                 with self._session.get(url, **how) as response:
-                    if not response.is_redirect:
+                    if response.next is None:
                         return self._text(response, kind)
-                    location = response.headers["Location"].encode("latin-1")  # the bytes sent
-                    url = urljoin(url, quote(location, safe="!#$%&'()*+,/:;=?@~"))
+                    url = response.next.url
             except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as fault:
                 raise _TryAgain(f"connection failed ({type(fault).__name__})", None) from fault
             finally:
                 self._last = time.monotonic()
-            if (host := urlsplit(url).netloc.lower()) != self.host:
-                raise FetchError(f"redirect to another host ({host!r}), not followed")
-            if kind and not self.allows(url):
-                raise FetchError("redirect to a page that robots.txt forbids")
         raise FetchError("more than 5 redirects")
 
     def _text(self, response: requests.Response, kind: str) -> str:
@@ -132,7 +122,7 @@ class PoliteSite:
         content_type = response.headers.get("Content-Type", "no content type")
         if status == 429 or status >= 500:
             raise _TryAgain(f"HTTP {status}", urllib3.Retry().get_retry_after(response.raw))
-        if not kind and 400 <= status < 500:
+        if kind == "robots" and 400 <= status < 500:
             return ""
         if status != 200:
             raise FetchError(f"HTTP {status}")
@@ -140,7 +130,7 @@ class PoliteSite:
             raise FetchError(f"got {content_type!r}, need HTML")
         text = _decode(self._receive(response), content_type)
         root = re.search(r"<(html|rss)\b", text, re.I)
-        if kind and root and not re.search(f"</{root[1]}", text, re.I):
+        if kind != "robots" and root and not re.search(f"</{root[1]}", text, re.I):
             raise _TryAgain(f"truncated page (no </{root[1]}>)", None)
         return text
 
@@ -207,25 +197,22 @@ class SkipArticle(ValueError):
 
 
 def parse_article(html: str, article_id: str, url: str) -> dict:
-    """The article dict (id, url, title, date, category, teaser, text) of an article page.
+    """The article of an article page, with ARTICLE_KEYS.
 
-    SkipArticle: it has no body, or not the language of its id. ValueError: it has not an article
-    page's form.
+    SkipArticle: it has no body, or not the language of its id. ValueError: it is of another form.
     """
     page = _soup(html).select_one("div.article-detail")
     if page is None:
         raise ValueError("page without div.article-detail")
-    selectors = ("h1", "span.date", "span.category", "h2.teaser")
-    tags = (page.select_one(selector) for selector in selectors)
-    title, day, category, teaser = (_one_line(_plain(tag)) if tag else "" for tag in tags)
-    body = page.select_one("#article-text")
-    return _article(article_id, url, title, day, body) | {"category": category, "teaser": teaser}
+    tags = map(page.select_one, ("h1", "span.date", "span.category", "h2.teaser"))
+    texts = [_one_line(_plain(tag)) if tag else "" for tag in tags]
+    return _article(article_id, url, page.select_one("#article-text"), *texts)
 
 
 def feed_articles(xml: str, base_url: str) -> dict[str, dict]:
     """{id: article} of a page of the feed `rss2`, with an empty category and teaser.
 
-    An item that is no article with a text in its id's language is left out: its page says why.
+    Other items than articles with a text in their id's language are left out: their pages say why.
     ValueError: it is not XML, or declares entities.
     """
     try:
@@ -234,24 +221,25 @@ def feed_articles(xml: str, base_url: str) -> dict[str, dict]:
         raise ValueError(f"the feed is not XML ({error})") from error
     articles = {}
     for item in items:
-        names = ("link", "title", "pubDate", "description")
-        link, title, day, body = (item.findtext(name, "") for name in names)
+        names = ("link", "description", "title", "pubDate")
+        link, body, title, day = (item.findtext(name, "") for name in names)
         for article_id in article_ids([link]):
             with suppress(ValueError):
                 url, title = article_url(base_url, article_id), _one_line(unescape(title))
-                articles[article_id] = _article(article_id, url, title, day, _soup(body))
+                articles[article_id] = _article(article_id, url, _soup(body), title, day, "", "")
     return articles
 
 
-def _article(article_id: str, url: str, title: str, day: str, body: Tag | None) -> dict:
+def _article(article_id: str, url: str, body: Tag | None, *texts: str) -> dict:
+    title, day, category, teaser = texts
     if not title:
         raise ValueError("article without a title")
     if not (text := body_text(body) if body else ""):
         raise SkipArticle("no body")
     if not is_in_language(f"{title} {text}", code := language(article_id)):
         raise SkipArticle(f"text is not {code}, as the id says")
-    article = {"id": article_id, "url": url, "title": title, "date": parse_date(day)}
-    return article | {"category": "", "teaser": "", "text": text}
+    values = (article_id, url, title, parse_date(day), category, teaser, text)
+    return dict(zip(ARTICLE_KEYS, values, strict=True))
 
 
 def parse_date(text: str) -> str:
@@ -268,21 +256,18 @@ def parse_date(text: str) -> str:
 
 
 _STOP_WORDS = {
-    "EN": "the and of to is with for at by from this that are was has have will it its as be which "
-    "their you your",
-    "DE": "der die und das mit von den für ist ein eine auf im dem des zu sich auch werden wird "
-    "nicht bei sie finden",
-    "FR": "le la les et des du une un pour est dans avec sur que qui par au aux plus ce cette sont "
-    "vous",
-    "ES": "el la los las y en del una un para es con que por se su más al como este esta",
-    "IT": "il la di che e per con una un del della nel è sono più gli dei alla questo come anche",
+    "EN": stopwords.STOPWORDS_EN_PLUS,
+    "DE": stopwords.STOPWORDS_GERMAN,
+    "FR": stopwords.STOPWORDS_FRENCH,
+    "ES": stopwords.STOPWORDS_SPANISH,
+    "IT": stopwords.STOPWORDS_ITALIAN,
 }
 
 
 def is_in_language(text: str, code: str) -> bool:
     """Whether no other language has more stop words in `text`, or all have fewer than three."""
-    words = set(re.findall(r"[^\W\d_]+", text.lower()))
-    counts = {name: len(words & set(stop.split())) for name, stop in _STOP_WORDS.items()}
+    words = set(re.findall(r"[^\W\d_]{2,}", text.lower()))
+    counts = {name: len(words.intersection(stop)) for name, stop in _STOP_WORDS.items()}
     return max(counts.values()) in (0, 1, 2, counts.get(code))
 
 

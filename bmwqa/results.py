@@ -3,16 +3,14 @@
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, create_model
+from pydantic import BaseModel, Field, PositiveFloat, ValidationError, create_model
 
 from bmwqa.scores import BASELINES, TABLE_SCORES, TRAINED
-from bmwqa.settings import Settings
+from bmwqa.settings import Count, Settings
 
 Variant = Literal[(*BASELINES, *TRAINED)]
 Slice = Literal["rule_made", "benchmark"]  # from rules; from people
 Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
 
 
 class Record(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
@@ -34,12 +32,10 @@ class KindInterval(Interval):
 
 
 # of one variant in one slice; bmwqa/scores.py `score_answer` defines each
-Scores = create_model("Scores", __base__=Record, **{name: (Interval, ...) for name in TABLE_SCORES})
+Scores = create_model("Scores", __base__=Record, **dict.fromkeys(TABLE_SCORES, Interval))
 
 
-class Difference(Record):
-    """Paired, in token F1; bmwqa/scores.py `paired_difference` defines each field."""
-
+class Difference(Record):  # in F1; bmwqa/scores.py `paired_table` defines each field
     slice: Slice
     pair: str  # "a - b": positive where a is better
     difference: Annotated[float, Field(ge=-1, le=1)]
@@ -56,23 +52,21 @@ class Difference(Record):
     shown: bool
 
 
-class Training(Record):
-    """training.json, beside each trained model."""
-
+class Training(Record):  # training.json, beside each trained model
     model: dict[str, str]  # what it began from
     run: str  # its folder in runs/ while it trained, with a hash of settings and rows
     rows: Count
     rows_too_long: Count
     held_out: list[str]  # articles
     one_pass: str  # the line of bmwqa/preflight.py `check_exact`
-    learning_rate: Positive
+    learning_rate: PositiveFloat
     losses: list[float]  # of each step, nats per supervised token; pruned: with `Distillation`
     eval_losses: list[dict[Literal["step", "loss"], float]]
     articles: list[str]  # of all steps; with n processes, n of each
     questions: Count  # in all steps
     precision: str  # dtype of matrix products
-    seconds_per_step: Positive  # median
-    peak_memory_gb: Positive  # 1e9 bytes, see `PeakMemory`
+    seconds_per_step: PositiveFloat  # median
+    peak_memory_gb: PositiveFloat  # 1e9 bytes, see `PeakMemory`
     trainable_parameters: Count
     layers_removed: list[int] | None = None  # pruned alone, counted from 0
     began_from: str | None = None  # pruned alone: the `run` of full
@@ -80,11 +74,11 @@ class Training(Record):
 
 class Cost(Record):
     trainable_parameters: Count | None  # None where nothing was trained
-    seconds_per_step: Positive | None
-    peak_memory_gb: Positive | None
-    weights_mb: Positive  # 1e6 bytes on disk; of lora, the adapter alone
-    first_token_seconds: Positive  # from the prompt to the first token; median over answers
-    tokens_per_second: Positive  # after the first token; median
+    seconds_per_step: PositiveFloat | None
+    peak_memory_gb: PositiveFloat | None
+    weights_mb: PositiveFloat  # 1e6 bytes on disk; of lora, the adapter alone
+    first_token_seconds: PositiveFloat  # from the prompt to the first token; median over answers
+    tokens_per_second: PositiveFloat  # after the first token; median
 
 
 class Controls(Record):  # full's answers with the right article, with none, with another

@@ -31,7 +31,7 @@ class ArticleIndex:
         self._bm25 = bm25s.BM25(corpus=list(contexts))
         self._bm25.index(_split(contexts.values()), show_progress=False)
 
-    def rank(self, questions: list[str], count: int = 3) -> list[list[tuple[str, float]]]:
+    def rank(self, questions: Iterable[str], count: int = 3) -> list[list[tuple[str, float]]]:
         """The best `count` (article id, score) per question; 0 if they share no word."""
         options = {"k": min(count, len(self.contexts)), "show_progress": False}
         ids, scores = self._bm25.retrieve(_split(questions), **options)
@@ -47,12 +47,10 @@ def _split(texts: Iterable[str]) -> list[list[str]]:
 def decline_below(index: ArticleIndex, questions: list[dict]) -> float:
     """The score below which no article fits: LOST of the rightly found ones lie below.
 
-    questions: "question" and "article_id" of each, on which nothing is measured. 0 if the article
-    of none is found, or there is none.
+    questions: on which nothing is measured. 0 if the article of none is found, or there is none.
     """
-    if not questions:
-        return 0.0
-    best = zip(questions, index.rank([row["question"] for row in questions], 1), strict=True)
+    ranks = index.rank([row["question"] for row in questions], 1) if questions else []
+    best = zip(questions, ranks, strict=True)
     right = [score for row, [(name, score)] in best if name == row["article_id"]]
     return float(np.quantile(right, LOST)) if right else 0.0
 
@@ -94,18 +92,16 @@ def retrieval_figures(index: ArticleIndex, questions: list[dict], threshold: flo
     ranks = index.rank([row["question"] for row in questions], 4)
     pairs = list(zip(names, ranks, strict=True))
     best = [rank[0][1] for rank in ranks]
-    without = [best_without(name, rank) for name, rank in pairs]
-    shares = {f"recall_at_{n}": [name in dict(rank[:n]) for name, rank in pairs] for n in (1, 3)}
-    shares["declined"] = [score < threshold for score in best]
-    shares["declined_without"] = [score < threshold for score in without]
+    without = [max((s for name, s in rank if name != right), default=0.0) for right, rank in pairs]
+    shares = {
+        "recall_at_1": [right == rank[0][0] for right, rank in pairs],
+        "recall_at_3": [right in dict(rank[:3]) for right, rank in pairs],
+        "declined": [score < threshold for score in best],
+        "declined_without": [score < threshold for score in without],
+    }
     area = mannwhitneyu(best, without).statistic / len(best) ** 2
     figures = {"articles": len(index.contexts), "threshold": threshold, "separation": float(area)}
     return figures | {key: interval(values, names) for key, values in shares.items()}
-
-
-def best_without(article_id: str, rank: list[tuple[str, float]]) -> float:
-    """The best score of a rank without one article; 0 if no other is in it."""
-    return max([score for name, score in rank if name != article_id], default=0.0)
 
 
 def retrieved_scores(lines: list[dict], articles: dict[str, str]) -> dict:
@@ -114,12 +110,12 @@ def retrieved_scores(lines: list[dict], articles: dict[str, str]) -> dict:
     lines: of eval_generations.jsonl; "retrieved" has "context_of" and, if full was asked with
     another article, its answer. articles: {id: context}; words_in_article is of the right one.
     """
+    declined = {"answer": UNANSWERABLE, "stopped": True, "nll": None, "nll_tokens": None}
     records = []
     for line in lines:
         if "retrieved" in line:
             answer = line["full"] | line["retrieved"]
-            if answer["context_of"] is None:
-                answer |= {"answer": UNANSWERABLE, "stopped": True, "nll": None, "nll_tokens": None}
+            answer |= declined if answer["context_of"] is None else {}
             records.append(line | {"full_retrieved": answer})
     table = by_variant(score_table(score_records(records, articles, ["full", "full_retrieved"])))
     return {name: scores for name, slices in table.items() for scores in slices.values()}

@@ -24,24 +24,19 @@ NOTE_TAG = "local-run"
 def main() -> None:
     parameters = yaml.safe_load((ROOT / "tests" / "local_site.yaml").read_text(encoding="utf-8"))
     shutil.rmtree(ROOT / parameters["RAW_DIR"], ignore_errors=True)  # to show a first run
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    notebook.cells = [cell for cell in notebook.cells if NOTE_TAG not in tags(cell)]
-    nbformat.write(notebook, NOTEBOOK)
     with PressClub(sample_articles() + odd_articles(), urlsplit(parameters["BASE_URL"]).port):
         execute(NOTEBOOK, NOTEBOOK, parameters)
 
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     text = NOTE + "\n".join(f"- `{name} = {value!r}`" for name, value in parameters.items())
     note = new_markdown_cell(text, metadata={"tags": [NOTE_TAG]})
-    notebook.cells = [
-        note if "injected-parameters" in tags(cell) else cell for cell in notebook.cells
-    ]
+    cells = [cell for cell in notebook.cells if NOTE_TAG not in tags(cell)]
+    notebook.cells = [note if "injected-parameters" in tags(cell) else cell for cell in cells]
     code_cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for number, cell in enumerate(code_cells, start=1):
-        cell.execution_count = number
-        for output in cell.outputs:
-            if "execution_count" in output:
-                output.execution_count = number
+        for counted in (cell, *cell.outputs):
+            if "execution_count" in counted:
+                counted.execution_count = number
     nbformat.write(notebook, NOTEBOOK)
     strip(NOTEBOOK)
 

@@ -7,9 +7,8 @@ tests/test_readme.py checks it.
 import matplotlib
 import pandas as pd
 
-from bmwqa.corpus import ROOT, article_context, load_articles, read_json, read_jsonl, write_text
+from bmwqa.corpus import ROOT, article_context, load_article, read_json, read_jsonl, write_text
 from bmwqa.report import (
-    format_number,
     markdown_table,
     page_with,
     score_rows,
@@ -33,24 +32,19 @@ def front_section(results: dict, lines: list[dict]) -> str:
     articles = len({line["article_id"] for line in benchmark})
     answerable = sum(line["kind"] != "unanswerable" for line in benchmark)
     machine, settings = results["machine"], results["settings"]
-    return "\n".join(
-        [
-            *example(benchmark),
-            "",
-            f"The committed run: {results['model']['name']}, {settings['max_steps']} steps of one "
-            f"article, on {machine['threads']} threads of {machine['processor']}; "
-            f"{len(benchmark)} benchmark questions on {articles} articles that nobody trained on, "
-            f"with 95 % intervals; exact match and F1 are of the {answerable} with an answer. "
-            "One seed. Nothing was trained for the first four.",
-            "",
-            markdown_table(headline_rows(results)),
-            "",
-            "![Exact match and token F1](experiments/results.png)",
-        ]
-    )
+    return f"""{example(benchmark)}
+
+The committed run: {results["model"]["name"]}, {settings["max_steps"]} steps of one article, on \
+{machine["threads"]} threads of {machine["processor"]}; {len(benchmark)} benchmark questions on \
+{articles} articles that nobody trained on, with 95 % intervals; exact match and F1 are of the \
+{answerable} with an answer. One seed. Nothing was trained for the first four.
+
+{markdown_table(headline_rows(results))}
+
+![Exact match and token F1](experiments/results.png)"""
 
 
-def example(benchmark: list[dict]) -> list[str]:
+def example(benchmark: list[dict]) -> str:
     """The first question with a span that full answers best and chat worst, with answers."""
 
     def best_f1(line: dict, variant: str) -> float:
@@ -58,57 +52,52 @@ def example(benchmark: list[dict]) -> list[str]:
 
     spans = [line for line in benchmark if line["kind"] not in ("yes_no", "unanswerable")]
     line = max(spans, key=lambda line: best_f1(line, "full") - best_f1(line, "chat"))
-    articles = {article["id"]: article for article in load_articles(ROOT / "data/sample/eval")}
-    article = articles[line["article_id"]]
+    article = load_article(ROOT / "data/sample/eval" / f"{line['article_id']}.json")
     answers = {name: " ".join(line[name]["answer"].split())[:140] for name in SHOWN}
-    return [
-        "```text",
-        f"{article['title']}",
-        f"[…] {answer_line(article_context(article), line['references'], line['kind'])} […]",
-        "",
-        f"{line['question']}",
-        *(f"  {name:<6}{answer}".replace("`", "'") for name, answer in answers.items()),
-        "```",
-    ]
+    shown = "\n".join(f"  {name:<6}{answer}" for name, answer in answers.items())
+    return f"""```text
+{article["title"]}
+[…] {answer_line(article_context(article), line["references"], line["kind"])} […]
+
+{line["question"]}
+{shown.replace("`", "'")}
+```"""
 
 
 def headline_rows(results: dict) -> list[dict[str, str]]:
     """A row per variant: exact match, F1, yes/no, and what it declined, of the headline."""
-    rows = []
     variants = {name: slices[results["headline"]] for name, slices in results["variants"].items()}
     variants["full, article retrieved"] = results["retrieval"]["scores"]["full_retrieved"]
+    rows = []
     for variant, scores in variants.items():
-        cells = {name: with_interval(row) for name, row in scores.items()}
+        cells = {name: with_interval(score) for name, score in scores.items()}
         row = {"model": variant, "exact match": cells["exact_match"], "token F1": cells["f1"]}
+        row["yes/no right"] = cells["yes_no"]
         declined = f"{cells['declined_rightly']} / {cells['declined_wrongly']}"
-        row |= {"yes/no right": cells["yes_no"], "declined, rightly / wrongly": declined}
-        rows.append(row)
+        rows.append(row | {"declined, rightly / wrongly": declined})
     return rows
 
 
 def results_section(results: dict) -> str:
     """The verdict and two tables with their 95 % intervals, from results.json and nothing else."""
-    training = results["training"].items()
-    pace = ", ".join(f"{n} {format_number(t['seconds_per_step'], '.1f')}" for n, t in training)
-    return "\n".join(
-        [
-            f"Seconds per step: {pace}; precision: {results['machine']['precision']}",
-            "Rule-made: questions after title, date and first paragraph. Baselines: *base* with "
-            "the prompt of training, *chat* with its own template, *constant* (No, or the sentence "
-            "that declines), *picker* (a span of the right type in the nearest sentence). Holm "
-            "corrects p for three comparisons.",
-            "",
-            *(f"- {sentence}" for sentence in verdict(results)),
-            "",
-            markdown_table(score_rows(results)),
-            "",
-            "What it costs. The speeds are medians of five answers, the models taking turns: base, "
-            "full and *lora, merged* have the same shape and differ by noise. *lora* is the "
-            "adapter without its base, *lora, merged* with it.",
-            "",
-            markdown_table(trade_off_rows(results)),
-        ]
-    )
+    paces = {name: row["seconds_per_step"] for name, row in results["training"].items()}
+    pace = ", ".join(f"{name} {seconds:.1f}" for name, seconds in paces.items())
+    sentences = "\n".join(f"- {sentence}" for sentence in verdict(results))
+    return f"""\
+Seconds per step: {pace}; precision: {results["machine"]["precision"]}
+Rule-made: questions after title, date and first paragraph. Baselines: *base* with the prompt of \
+training, *chat* with its own template, *constant* (No, or the sentence that declines), *picker* \
+(a span of the right type in the nearest sentence). Holm corrects p for three comparisons.
+
+{sentences}
+
+{markdown_table(score_rows(results))}
+
+What it costs. The speeds are medians of five answers, the models taking turns: base, full and \
+*lora, merged* have the same shape and differ by noise. *lora* is the adapter without its base, \
+*lora, merged* with it.
+
+{markdown_table(trade_off_rows(results))}"""
 
 
 def pages(results: dict, lines: list[dict]) -> dict:

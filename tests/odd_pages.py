@@ -146,6 +146,5 @@ ODD = {
         text="The first is open.\n\nThe second is open as well.\n\nAnd this is a div",
     ),
 }
-NO_GERMAN = "T0900204DE"
 SKIPPED = {article_id: "in DE, says its id" for article_id in ODD if article_id.endswith("DE")}
 SKIPPED |= {"T0800013EN": "no body", "T0800014EN": "text is not EN"}

@@ -24,9 +24,6 @@ from odd_pages import ODD
 SAMPLE = Path(__file__).resolve().parent.parent / "data" / "sample"
 PAGE_SIZE = 20
 LAST_SAMPLE = "T0900112EN"  # later ones are not on the site: its tests count on these 72
-SITEMAP = "/sitemaps/sitemap_text_pcgl_en.xml"
-OLD_PAGE = "/pressclub/p/pcgl/pressDetail.html"  # the address of an article in the sitemap
-CATEGORIES = {"Press Release": 1, "Press Kit": 2, "Speech": 5, "Fact & Figures": 11}
 
 # --------------------------------------------------------------------------------------------------
 # Articles: the article schema's dicts, plus `html` (the body as the page has it), `slug`, `listed`
@@ -79,45 +76,29 @@ def sample_articles(folder: Path = SAMPLE) -> list[dict]:
     return articles
 
 
-def filler_articles(count: int, until: date = date(2023, 12, 28)) -> list[dict]:
-    """Plain articles of some 3,000 characters, one per day and the last on `until`."""
+def filler_articles(count: int) -> list[dict]:
+    """Plain articles of some 3,000 characters, one per day."""
     articles = []
     for number in range(count):
-        sentence = (
-            f"Filler {number} for the local site: a plain sentence with number {number} in it. "
-        )
+        sentence = f"Filler {number} for the local site: a plain sentence with {number} in it. "
         text = "Munich. " + "\n\n".join(f"Part {i}. {sentence * 5}".strip() for i in range(1, 9))
-        articles.append(
-            {
-                "id": f"T{700000 + number:07d}EN",
-                "title": f"Filler number {number}.",
-                "text": text,
-                "date": (until - timedelta(days=number)).isoformat(),
-                "category": "Press Release",
-                "teaser": "Filler.",
-                "html": page_form(text),
-                "slug": f"filler-number-{number}",
-                "listed": True,
-            }
-        )
+        article_id, day = f"T{700000 + number:07d}EN", date(2023, 12, 28) - timedelta(number)
+        articles.append(_article(article_id, day, f"filler {number}", html=page_form(text)))
     return articles
 
 
 def odd_articles() -> list[dict]:
     """One article for each odd shape of ODD, newest first."""
-    articles = []
-    for number, (article_id, odd) in enumerate(ODD.items()):
-        usual = {
-            "id": article_id,
-            "date": (date(2025, 12, 30) - timedelta(days=number)).isoformat(),
-            "title": f"Odd page: {odd['about']}.",
-            "category": "Press Release",
-            "teaser": "One page of an odd shape.",
-            "slug": "odd-page-" + odd["about"].replace(" ", "-"),
-            "listed": True,
-        }
-        articles.append(usual | odd)
-    return articles
+    last = date(2025, 12, 30)
+    return [
+        _article(name, last - timedelta(number), **ODD[name]) for number, name in enumerate(ODD)
+    ]
+
+
+def _article(article_id: str, day: date, about: str, **others) -> dict:
+    usual = {"id": article_id, "date": day.isoformat(), "listed": True, "teaser": "A teaser."}
+    usual |= {"title": f"Odd page: {about}.", "slug": about.replace(" ", "-")}
+    return usual | {"category": "Press Release"} | others
 
 
 # --------------------------------------------------------------------------------------------------
@@ -136,16 +117,12 @@ def shown_date(article: dict, java: bool) -> str:
     return day.strftime(f"%a %b %d 10:00:00 {zone} %Y") if java else day.strftime("%d.%m.%Y")
 
 
-def newsfeed(article: dict, number: int, java: bool) -> str:
+def newsfeed(article: dict, java: bool) -> str:
     """One article of the listing; its picture has a second link, empty and with a query."""
     link = html.escape(f"/global/article/detail/{article['id']}/{article['slug']}")
-    picture = f"""<div class="image"><div class="img thumb16-9"></div><div class="buttons">\
-<a class="bmw-ci-document-img-med" href="{link}?showMedia=photo"></a></div></div>"""
-    has_picture = number % 9 != 8
-    kind = "has-image has-media" if has_picture else "no-left"
-    return f"""<article class="newsfeed clear-after {kind}"\
- data-id="{558000 + number}" data-category="{CATEGORIES[article["category"]]}">
-  {picture if has_picture else ""}
+    return f"""<article class="newsfeed clear-after has-image has-media" data-id="558000">
+  <div class="image"><div class="img thumb16-9"></div><div class="buttons">\
+<a class="bmw-ci-document-img-med" href="{link}?showMedia=photo"></a></div></div>
   <div class="text">
     <h3><a href="{link}">{html.escape(article["title"])}</a></h3>
     <div class="info"><h4><span class="date">{shown_date(article, java)}</span>
@@ -256,7 +233,7 @@ class PressClub:
         self.faults: defaultdict[str, list[str]] = defaultdict(list)
         self.log: list[tuple[float, str]] = []
         self.busy = self.most_busy = self.bytes_sent = 0
-        self.button = self.consent = self.scrolling = self.paging = True
+        self.button = self.consent = self.scrolling = True
         self.feed = True  # whether there is an RSS feed
         self.blocking = False  # whether the button is dead while the consent drawer is there
         self.fragments = 100  # how often the scroll brings something
@@ -266,7 +243,9 @@ class PressClub:
         self.answers: dict[str, tuple[int, str, bytes, dict[str, str]]] = {}
         self.elsewhere = "http://127.0.0.2:9"  # where a redirect, a picture and a script point
         self.before_answer = lambda path: None
-        self._server = _Server(("127.0.0.1", port), type("Handler", (_Handler,), {"site": self}))
+        handler = type("Handler", (_Handler,), {"site": self})
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+        self._server.handle_error = lambda *_: None  # a killed client resets its connection
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/global"
 
     def __enter__(self):
@@ -289,42 +268,27 @@ class PressClub:
         number = int(query.get("page", ["1"])[0])
         kind = "text/html;charset=UTF-8"
         if path == "/robots.txt":
-            return 200, "text/plain", f"{self.robots}Sitemap: {self._address(SITEMAP)}\n"
-        if path in ("/global", "/global/", "/global/article"):
+            return 200, "text/plain", self.robots
+        if path == "/global/article":
             return 200, kind, self._listing_page(number, java)
-        if path in ("/global/article/list", "/global/startpage/list"):
+        if path == "/global/article/list":
             feed = self._feed(number, java) if number - 1 <= self.fragments else ""
             return 200, kind, FRAGMENT_MARK + feed
-        if article := self._article(path, query):
-            return 200, kind, article_page(article, java, self._side())
-        if self.feed and path in ("/global/rss", "/global/rss2"):
-            rss = self._rss(self.page(number), full=path.endswith("2"), number=number)
-            return 200, "application/rss+xml", rss
-        if path == SITEMAP:
-            old = self._address(f"{OLD_PAGE}?outputChannelId=6&amp;id=")
-            urls = "".join(f"<url><loc>{old}{a['id']}</loc></url>" for a in self.listing)
-            schema = "http://www.sitemaps.org/schemas/sitemap/0.9"
-            return 200, "text/xml", f'<urlset xmlns="{schema}">{urls}</urlset>'
-        return 404, kind, f"{HEAD.format(title='Not found')}<h1>Page not found</h1>{FOOT}"
-
-    def _address(self, path: str) -> str:
-        return self.url.replace("/global", path)
-
-    def _article(self, path: str, query: dict) -> dict | None:
-        if path == OLD_PAGE:
-            return self.articles.get(query.get("id", [""])[0])
         match = re.match(r"/global/article/detail/(\w+)", path)
-        return self.articles.get(match[1]) if match else None
+        if article := self.articles.get(match[1] if match else ""):
+            return 200, kind, article_page(article, java, self._side())
+        if self.feed and path == "/global/rss2":
+            return 200, "application/rss+xml", self._rss(self.page(number), number)
+        return 404, kind, f"{HEAD.format(title='Not found')}<h1>Page not found</h1>{FOOT}"
 
     def _side(self) -> str:
         return side_boxes([a for a in self.articles.values() if not a["listed"]][:5])
 
     def _feed(self, number: int, java: bool) -> str:
-        articles = enumerate(self.page(number), start=PAGE_SIZE * number)
-        return "".join(newsfeed(article, place, java) for place, article in articles)
+        return "".join(newsfeed(article, java) for article in self.page(number))
 
     def _listing_page(self, number: int, java: bool) -> str:
-        feed = self._feed(number, java) if number == 1 or self.paging else ""
+        feed = self._feed(number, java)
         loader = LOADER.replace("START", str(number))
         loader = loader.replace("BLOCKING", str(self.blocking).lower())
         loader = loader.replace("SCROLLING", str(self.scrolling and not self.button).lower())
@@ -340,13 +304,13 @@ class PressClub:
 {self._side()}
 {loader}{CONSENT if self.consent else ""}{FOOT}"""
 
-    def _rss(self, articles: list[dict], full: bool, number: int) -> str:
+    def _rss(self, articles: list[dict], number: int) -> str:
         items = "".join(
             f"""<item><title>{html.escape(a["title"])}</title>\
 <guid isPermaLink="false">www.press.bmwgroup.com/{a["id"]}</guid>
 <link>{self.url}/article/detail/{a["id"]}?language=en</link>
 <pubDate>{date.fromisoformat(a["date"]):%a, %-d %b %Y} 00:09:10 +0200</pubDate>
-<description>{html.escape(IMAGE + a["html"] if full else a["teaser"])}</description></item>"""
+<description>{html.escape(IMAGE + a["html"])}</description></item>"""
             for a in articles
         )
         return f"""<?xml version="1.0" encoding="UTF-8"?>
@@ -355,11 +319,13 @@ class PressClub:
 <atom:link rel="next" href="/rss?page={number + 1}"/>{items}</channel></rss>"""
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, request, client_address):
-        """Say nothing: a client that is killed resets its connection."""
+PLAIN_FAULTS = {  # name: status, content type, body, headers
+    "busy": (429, "text/html", b"slow down", {"Retry-After": "1"}),
+    "busy_for_an_hour": (429, "text/html", b"slow down", {"Retry-After": "3600"}),
+    "error": (500, "text/html", b"oops", {}),
+    "gone": (404, "text/html", b"<html>no such page</html>", {}),
+    "pdf": (200, "application/pdf", b"%PDF-1.7 nothing to read", {}),
+}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -378,51 +344,37 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             site.before_answer(self.path)
             time.sleep(site.delay)
-            parts = url.path.split("/")
-            key = parts[4] if url.path.startswith("/global/article/detail/") else url.path
-            java = "Accept-Language" not in self.headers
-            status, kind, text = site.answer(url.path, parse_qs(url.query), java)
-            fault = site.faults[key].pop(0) if site.faults[key] else "send"
-            if url.path in site.answers:
-                status, kind, body, headers = site.answers[url.path]
-                self._send(status, kind, body, **headers)
-            else:
-                getattr(self, f"_{fault}")(status, kind, text.encode())
-        except OSError:
-            self.close_connection = (
-                True  # the client went away, as it does from a page that is too large
-            )
+            self._answer(url.path, parse_qs(url.query))
+        except OSError:  # the client went away, as it does from a page that is too large
+            self.close_connection = True
         finally:
             site.busy -= 1
 
-    def _send(self, status: int, kind: str, body: bytes, **headers: str):
+    def _answer(self, path: str, query: dict):
+        site, java = self.site, "Accept-Language" not in self.headers
+        key = path.split("/")[4] if path.startswith("/global/article/detail/") else path
+        fault = site.faults[key].pop(0) if site.faults[key] else "send"
+        if path in site.answers:
+            self._send(*site.answers[path])
+        elif fault in PLAIN_FAULTS:
+            self._send(*PLAIN_FAULTS[fault])
+        else:
+            status, kind, text = site.answer(path, query, java)
+            getattr(self, f"_{fault}")(status, kind, text.encode())
+
+    def _send(self, status: int, kind: str, body: bytes, headers: dict | None = None):
         self.send_response(status)
         usual = {"Content-Type": kind, "Content-Length": str(len(body))}
-        for name, value in (usual | headers).items():
-            self.send_header(name.replace("_", "-"), value)
+        for name, value in (usual | (headers or {})).items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
 
-    def _busy(self, *_):
-        self._send(429, "text/html", b"slow down", Retry_After="1")
-
-    def _busy_for_an_hour(self, *_):
-        self._send(429, "text/html", b"slow down", Retry_After="3600")
-
-    def _error(self, *_):
-        self._send(500, "text/html", b"oops")
-
-    def _gone(self, *_):
-        self._send(404, "text/html", b"<html>no such page</html>")
-
-    def _pdf(self, *_):
-        self._send(200, "application/pdf", b"%PDF-1.7 nothing to read")
-
     def _away(self, *_):
-        self._send(302, "text/html", b"", Location=self.site.elsewhere)
+        self._send(302, "text/html", b"", {"Location": self.site.elsewhere})
 
     def _moved(self, *_):
-        self._send(302, "text/html", b"", Location=self.path + "/with-slug")
+        self._send(302, "text/html", b"", {"Location": self.path + "/with-slug"})
 
     def _halved(self, status: int, kind: str, body: bytes):
         """Half a page, complete for all that HTTP can tell."""
@@ -434,7 +386,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _truncated(self, status: int, kind: str, body: bytes):
         """Half a page under the length of the whole."""
-        self._send(status, kind, body[: len(body) // 2], Content_Length=str(len(body)))
+        self._send(status, kind, body[: len(body) // 2], {"Content-Length": str(len(body))})
         self._drop()
 
     def _open_end(self):

@@ -111,6 +111,14 @@ def test_a_hub_that_refuses_is_quoted(hub):
         resolve_model("no/such", None, EMBEDDED)
 
 
+def test_a_gated_model_says_where_to_ask_for_access(hub):
+    need = "Access to model a/gated is restricted. Visit https://hub/a/gated to ask for access."
+    json = {"Content-Type": "application/json", "X-Error-Code": "GatedRepo"}
+    hub(403, **json, **{"X-Error-Message": need})
+    with pytest.raises(ValueError, match=f"127.0.0.1:\\d+ says: .*{need}"):
+        resolve_model("a/gated", None, EMBEDDED)
+
+
 def test_a_mirror_that_is_down_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))

@@ -39,7 +39,7 @@ def test_a_tokenizer_without_its_files_is_refused(config):
 def test_a_tokenizer_without_an_end_is_refused(embedded_tokenizer, config):
     endless = copy.deepcopy(embedded_tokenizer)
     endless.eos_token = None
-    with pytest.raises(ValueError, match="has no end of text .* Set eos_token"):
+    with pytest.raises(ValueError, match="has no end of text. Set eos_token"):
         preflight.check_tokenizer(endless, config)
 
 
@@ -102,6 +102,15 @@ def test_the_check_of_an_adapter_leaves_the_model_as_it_was(tiny_model_folder):
     assert preflight.check_targets(model, "all-linear") == "adapter: beside all-linear"
     assert all(torch.equal(weight, before.pop(name)) for name, weight in model.state_dict().items())
     assert not before
+
+
+def test_losses_that_are_no_numbers_are_not_exact(tiny_model_folder, embedded_tokenizer):
+    model = load_model(tiny_model_folder)
+    model.model.norm.weight.data.fill_(torch.nan)
+    row = {"article_id": "T1", "context": "Ulm.", "question": "Where?", "answer": "Ulm"}
+    groups = bq.group_by_article([row], embedded_tokenizer)
+    exact, line = preflight.check_exact(model, embedded_tokenizer, groups)
+    assert not exact and "losses are off by a relative nan" in line
 
 
 @pytest.mark.parametrize("name", ["num_kv_shared_layers", "hidden_size_per_layer_input"])

@@ -9,7 +9,7 @@ import pytest
 
 import bmwqa_utils as bq
 from bmwqa import report
-from bmwqa.report import find_pair, trade_off_rows, verdict, with_interval
+from bmwqa.report import trade_off_rows, verdict, with_interval
 from bmwqa.results import check_results
 
 
@@ -166,15 +166,6 @@ def test_without_a_smaller_model_the_verdict_says_so(by_hand):
         by_hand[place].pop("pruned")
     by_hand["trade_off"]["variants"].pop("pruned")
     assert "No smaller model: layers cannot be cut out of this one." in verdict(by_hand)
-
-
-def test_a_pair_is_found_in_either_order_and_in_the_headline_slice(by_hand):
-    there, back = find_pair(by_hand, "full", "base"), find_pair(by_hand, "base", "full")
-    assert (there["difference"], back["difference"]) == (0.4, -0.4)
-    assert (back["low"], back["high"]) == (-there["high"], -there["low"])
-    by_hand["differences"][11]["difference"] = 0.0
-    no_gap = find_pair(by_hand, "base", "full")
-    assert with_interval(no_gap, "difference", "+.2f").startswith("+0.00 ")
 
 
 def test_what_was_not_measured_is_a_dash(by_hand):

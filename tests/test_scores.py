@@ -177,11 +177,6 @@ def test_words_in_the_article():
         assert scores(nothing_to_check, "Yes")["words_in_article"] is None
 
 
-def test_a_question_without_reference_is_refused():
-    with pytest.raises(ValueError, match="has no reference, need one or more"):
-        score_answer("x", [], ARTICLE, "who")
-
-
 # --------------------------------------------------------------------------------------------------
 # Intervals
 
@@ -220,15 +215,15 @@ def test_interval_leaves_out_what_does_not_apply():
 
 def test_interval_with_counts_is_token_weighted():
     # 2 nats per token for 100 tokens, 4 nats per token for 10
-    found = interval([200.0, 40.0], ["a", "b"], [100, 10])
-    assert math.exp(found["mean"]) == pytest.approx(8.862, abs=1e-3)
-    assert (found["low"], found["high"]) == (2, 4)
+    result = interval([200.0, 40.0], ["a", "b"], [100, 10])
+    assert math.exp(result["mean"]) == pytest.approx(8.862, abs=1e-3)
+    assert (result["low"], result["high"]) == (2, 4)
     assert interval([1, 1], ["a", "b"], [1, 1])["low"] == 1  # one nat per token, not a share
 
 
 def test_one_article_has_no_interval():
-    found = interval([1, 0, 1], list("aaa"))
-    assert found == {"mean": 2 / 3, "low": None, "high": None, "n": 3, "clusters": 1}
+    result = interval([1, 0, 1], list("aaa"))
+    assert result == {"mean": 2 / 3, "low": None, "high": None, "n": 3, "clusters": 1}
 
 
 def test_equal_values():
@@ -247,17 +242,8 @@ def test_equal_values():
 def test_the_design_effect_by_hand():
     assert design_effect([1, 1, 0, 0], list("aabb")) == pytest.approx(4)  # 2/1 * 2 / 16, to 1/16
     assert design_effect([1, 0, 1, 0], list("aabb")) == 1  # less than independent ones: 1
-    assert design_effect([1, 1], list("ab")) is None
+    assert math.isnan(design_effect([1, 1], list("ab")))
     assert design_effect([1, None, 0], list("aab")) == pytest.approx(2)
-
-
-def test_interval_refuses_what_does_not_fit():
-    with pytest.raises(ValueError, match="need one or more, and as many of each"):
-        interval([1, 0], ["a"])
-    with pytest.raises(ValueError, match="need one or more, and as many of each"):
-        interval([], [])
-    with pytest.raises(ValueError, match="need one or more, and as many of each"):
-        paired_difference([1, 0], [1], ["a", "b"])
 
 
 def test_interval_covers_the_truth():
@@ -307,23 +293,23 @@ def test_p_counts_every_flip_up_to_17_articles():
     draw = random.Random(3)
     gaps = [draw.gauss(0.3, 1) for _ in range(10)]
     flipped = every_flip(gaps)
-    found = paired_difference(gaps, [0] * 10, range(10))
-    assert found["p"] == pytest.approx(sum(x >= abs(sum(gaps)) - 1e-12 for x in flipped) / 1024)
+    result = paired_difference(gaps, [0] * 10, range(10))
+    assert result["p"] == pytest.approx(sum(x >= abs(sum(gaps)) - 1e-12 for x in flipped) / 1024)
     assert paired_difference([1] * 17, [0] * 17, range(17))["p"] == 2 / 2**17
 
 
 def test_many_articles_are_flipped_at_random():
     draw = np.random.default_rng(5)
-    found = paired_difference(draw.normal(0.45, 1, 24), [0] * 24, range(24))
-    z = found["difference"] / found["error"]
-    assert found["p"] == pytest.approx(2 * t.sf(abs(z), 23), abs=0.015)
+    result = paired_difference(draw.normal(0.45, 1, 24), [0] * 24, range(24))
+    z = result["difference"] / result["error"]
+    assert result["p"] == pytest.approx(2 * t.sf(abs(z), 23), abs=0.015)
 
 
 def test_the_same_answers_do_not_differ():
-    found = paired_difference(UNEQUAL, UNEQUAL, ARTICLES)
+    result = paired_difference(UNEQUAL, UNEQUAL, ARTICLES)
     zeros = ("difference", "low", "high", "wins", "losses", "error")
-    assert [found[key] for key in zeros] == [0] * 6
-    assert found["p"] == 1
+    assert [result[key] for key in zeros] == [0] * 6
+    assert result["p"] == 1
 
 
 def test_an_error_that_falls_below_that_of_independent_questions_is_not_believed():
@@ -332,15 +318,13 @@ def test_an_error_that_falls_below_that_of_independent_questions_is_not_believed
 
 
 def test_one_article_shows_no_difference():
-    found = paired_difference([1, 1], [0, 0], ["a", "a"])
-    assert (found["difference"], found["p"], found["low"], found["error"]) == (1, 1, None, 0)
+    result = paired_difference([1, 1], [0, 0], ["a", "a"])
+    assert (result["difference"], result["p"], result["low"], result["error"]) == (1, 1, None, 0)
 
 
 def test_pairs_need_both_values():
-    found = paired_difference([1, None, 1], [0, 0, None], ["a", "b", "c"])
-    assert (found["n"], found["clusters"], found["difference"]) == (1, 1, 1)
-    with pytest.raises(ValueError, match="Compare another score"):
-        paired_difference([None], [1], ["a"])
+    result = paired_difference([1, None, 1], [0, 0, None], ["a", "b", "c"])
+    assert (result["n"], result["clusters"], result["difference"]) == (1, 1, 1)
 
 
 def test_swapping_the_sides_mirrors_the_result():
@@ -361,9 +345,9 @@ def test_smallest_detectable_difference_is_found_in_four_of_five_evaluations():
 
 def test_holm_by_hand():
     # sorted 0.005 0.01 0.03 0.04, times 4 3 2 1: 0.02 0.03 0.06 0.04, the last raised to 0.06
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.9, 0.6, 0.2]) == pytest.approx([1, 1, 0.6])
-    assert holm([0.04]) == [0.04] and holm([]) == []
+    assert holm([0.01, 0.04, 0.03, 0.005]).tolist() == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.6, 0.2]).tolist() == pytest.approx([1, 1, 0.6])
+    assert holm([0.04]).tolist() == [0.04] and holm([]).size == 0
 
 
 # --------------------------------------------------------------------------------------------------
@@ -418,19 +402,19 @@ def test_perplexity_over_tokens():
     rows = [record(article, 1, "benchmark", "who", "x", picker="x") for article in "ab"]
     rows[0]["picker"] |= {"nll": 200.0, "nll_tokens": 100}
     rows[1]["picker"] |= {"nll": 40.0, "nll_tokens": 10}
-    found = score_table(score_records(rows, TEXTS, ("picker",))).set_index("score")
-    assert found["mean"]["perplexity"] == pytest.approx(math.exp(240 / 110))
-    assert found["high"]["perplexity"] == pytest.approx(math.exp(4))
+    result = score_table(score_records(rows, TEXTS, ("picker",))).set_index("score")
+    assert result["mean"]["perplexity"] == pytest.approx(math.exp(240 / 110))
+    assert result["high"]["perplexity"] == pytest.approx(math.exp(4))
 
 
 def test_paired_table(table):
-    found = paired_table(table).set_index(["slice", "pair"])
-    row = found.loc["benchmark", "full - picker"]
+    result = paired_table(table).set_index(["slice", "pair"])
+    row = result.loc["benchmark", "full - picker"]
     assert row["difference"] == pytest.approx(2 / 3) and row["wins"] == 2 and row["clusters"] == 2
-    assert found.loc["benchmark", "pruned - full"]["difference"] == pytest.approx(-2 / 3)
+    assert result.loc["benchmark", "pruned - full"]["difference"] == pytest.approx(-2 / 3)
     planned = ["full - picker", "lora - picker", "full - lora"]
     others = ["pruned - full", "pruned - lora", "pruned - picker"]
-    assert list(found.index.get_level_values("pair")) == (planned + others) * 2
+    assert list(result.index.get_level_values("pair")) == (planned + others) * 2
 
 
 def test_holm_is_over_the_three_planned_pairs_and_shown_is_what_it_leaves():

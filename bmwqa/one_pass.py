@@ -20,12 +20,12 @@ from transformers.masking_utils import sdpa_mask
 from bmwqa_utils import IGNORE
 
 
-def share_prefix(group: dict) -> dict[str, torch.Tensor]:
+def share_prefix(group: dict) -> dict:
     """The batch [prefix | branch 1 | branch 2 | …], one row of T tokens; no branch sees another.
 
     input_ids, position_ids: [1, T]; positions restart after the prefix in every branch.
     attention_mask: [1, 1, T, T], True where a token (row) sees another (column).
-    blocks: [blocks, 3], for our attention, see `cut_blocks`.
+    blocks: a list, for our attention, see `cut_blocks`.
     logits_to_keep: [S], the places that predict the S supervised tokens.
     labels: [answers, longest answer], padded with IGNORE.
     """
@@ -46,7 +46,7 @@ def share_prefix(group: dict) -> dict[str, torch.Tensor]:
         "input_ids": torch.tensor([ids]),
         "position_ids": torch.tensor([positions]),
         "attention_mask": sees.tril()[None, None],
-        "blocks": torch.tensor(cut_blocks(len(prefix), ends)),
+        "blocks": cut_blocks(len(prefix), ends),
         "logits_to_keep": torch.tensor(keep),
         "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE),
     }
@@ -138,7 +138,7 @@ def shared_prefix_attention(
     # under autocast, only value is bf16
     query, key = (query * kwargs["scaling"]).to(value.dtype), key.to(value.dtype)
     query = query[0].unflatten(0, (key.shape[1], -1)).transpose(1, 2)
-    sees, blocks = attention_mask[0, 0], blocks.tolist()
+    sees = attention_mask[0, 0]
     with torch.autocast(query.device.type, enabled=False):
         output = BlockAttention.apply(query, key[0], value[0], sees, blocks)
     return output.transpose(0, 1).flatten(1, 2)[None], None

@@ -20,6 +20,7 @@ from functools import partial
 from itertools import islice, zip_longest
 from pathlib import Path
 
+import optimi
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
@@ -37,7 +38,7 @@ from bmwqa.machine import PeakMemory, hardware_arguments
 from bmwqa.models import load_model, save_finished, short_name
 from bmwqa.one_pass import answer_loss
 from bmwqa.preflight import Preflight
-from bmwqa.pruning import Distillation
+from bmwqa.pruning import Distillation, prune_layers
 from bmwqa.settings import Settings
 from bmwqa_utils import IGNORE
 
@@ -133,12 +134,15 @@ class Run:
         return ROOT / self.settings.out_dir / f"{short_name(self.used['name'])}_{variant}"
 
 
-def base_model(run: Run, dtype: torch.dtype = torch.float32, variant: str | None = None):
-    """The base, or a trained variant, loaded afresh from disk, after the seed was set."""
+def base_model(run: Run, variant: str | None = None):
+    """The base, or a trained variant, loaded afresh from disk, after the seed was set.
+
+    Its weights have the dtype of the matrix products, so that no step casts them.
+    """
     gc.collect()  # the last Trainer is a circle of references, and still holds its optimizer
     set_seed(run.settings.seed)
     place = run.folder(variant) if variant else run.used["name"]
-    return load_model(place, run.used["revision"], dtype, attention=run.checks.attention)
+    return load_model(place, run.used["revision"], run.dtype, attention=run.checks.attention)
 
 
 def lora_model(run: Run) -> PeftModel:
@@ -146,10 +150,23 @@ def lora_model(run: Run) -> PeftModel:
     settings = run.settings
     options = {"lora_alpha": settings.lora_alpha, "target_modules": settings.lora_targets}
     lora = LoraConfig(r=settings.lora_r, task_type="CAUSAL_LM", **options)
-    model = get_peft_model(base_model(run, run.dtype), lora)
+    model = get_peft_model(base_model(run), lora)
     saved = model.peft_config["default"]
     saved.base_model_name_or_path, saved.revision = run.used["name"], run.used["revision"]
     return model
+
+
+def pruned_model(run: Run, share: float = 0.25) -> tuple:
+    """(model, teacher, notes): the saved full model without a share of its layers, and whole.
+
+    The layers are chosen on the two shortest articles of the steps. notes: for training.json.
+    """
+    model, teacher = base_model(run, "full_ft"), base_model(run, "full_ft")
+    groups = {group["article_id"]: group for group in islice(run.steps, run.settings.max_steps)}
+    shortest = sorted(groups.values(), key=lambda group: len(group["prefix"]))[:2]
+    removed = prune_layers(model, shortest, run.checks.collate, share)
+    began_from = read_json(run.folder("full_ft") / "training.json")["run"]
+    return model, teacher, {"layers_removed": removed, "began_from": began_from}
 
 
 SAVE_STEPS = 10  # between checkpoints to go on from; none is kept after the training
@@ -173,8 +190,11 @@ def run_name(run: Run, variant: str, learning_rate: float, notes: dict) -> str:
     return f"{run.folder(variant).name}-{mark}" + (f"-x{processes()}" if processes() > 1 else "")
 
 
-def training_arguments(run: Run, variant: str, learning_rate: float, notes: dict):
-    """The TrainingArguments of a variant; its folder is `run_name`."""
+def training_arguments(run: Run, variant: str, learning_rate: float, notes: dict, products):
+    """The TrainingArguments of a variant; its folder is `run_name`.
+
+    products: the dtype in which fp32 weights are multiplied (autocast).
+    """
     settings, stops = run.settings, run.settings.early_stopping is not None
     name = run_name(run, variant, learning_rate, notes)
     folder = ROOT / settings.out_dir / "runs"
@@ -205,8 +225,22 @@ def training_arguments(run: Run, variant: str, learning_rate: float, notes: dict
         ddp_find_unused_parameters=False,
         disable_tqdm=True,
         seed=settings.seed,
-        **hardware_arguments(run.dtype),
+        **hardware_arguments(products),
     )
+
+
+def optimizer_for(model, rate: float) -> tuple[type, dict] | None:
+    """Trainer's `optimizer_cls_and_kwargs`: AdamW for bf16 weights; None: torch's, for fp32 ones.
+
+    What an update has beyond a weight's eight bits is kept in a second bf16 number (Kahan), and is
+    added with the next one. beta2 is 0.99, because 0.999 changes a bf16 moment by less than its
+    last bit.
+    """
+    weights = {weight.dtype for weight in model.parameters() if weight.requires_grad}
+    if weights != {torch.bfloat16}:
+        return None
+    options = {"betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0}
+    return optimi.AdamW, options | {"lr": rate, "kahan_sum": True}
 
 
 def step_loss(outputs, labels: torch.Tensor, num_items_in_batch: torch.Tensor) -> torch.Tensor:
@@ -224,7 +258,9 @@ def step_loss(outputs, labels: torch.Tensor, num_items_in_batch: torch.Tensor) -
 
 def make_trainer(run: Run, variant: str, model, rate: float, teacher=None, **notes) -> Trainer:
     """The stock Trainer; ours are the order of the steps, the batch and the loss."""
-    arguments = training_arguments(run, variant, rate, notes)
+    optimizer = optimizer_for(model, rate)
+    products = run.dtype if optimizer is None else torch.float32  # bf16 weights need no autocast
+    arguments = training_arguments(run, variant, rate, notes, products)
     arguments._n_gpu = min(arguments.n_gpu, 1)  # more GPUs need more processes, a batch is a row
     kind = Trainer if teacher is None else partial(Distillation, teacher=teacher)
     trainer = kind(
@@ -234,6 +270,7 @@ def make_trainer(run: Run, variant: str, model, rate: float, teacher=None, **not
         train_dataset=similar_lengths(run.steps, processes(), run.settings.seed),
         eval_dataset=run.held_out,
         compute_loss_func=step_loss,
+        optimizer_cls_and_kwargs=optimizer,
     )
     trainer._loss_shifts_labels = False  # all labels count: none is of a first token
     trainer.remove_callback(PrinterCallback)

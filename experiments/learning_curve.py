@@ -7,6 +7,7 @@ What is finished is not run again. The answers of all runs are in learning_curve
     mission    the settings this comparison began with, experiments/original.yaml, one seed
     questions  50 steps with 0, 300, 600, 1,200 and 2,400 written questions
     steps      25, 50, 100 steps, and one pass over all articles, with all written questions
+    layers     the pruned model after 50 steps, without 3 to 15 of its layers
 
 Names of parts as arguments do those alone; `--seeds 1` does one seed of three, `--variants full`
 full alone. Writes experiments/learning_curve.json and .png, and a section of experiments/README.md.
@@ -36,7 +37,7 @@ from bmwqa.models import load_model, load_tokenizer, resolve_model
 from bmwqa.pairs import RULE_KINDS
 from bmwqa.preflight import check_all
 from bmwqa.report import markdown_table, page_with
-from bmwqa.run import Run, base_model, lora_model, plan_run, train
+from bmwqa.run import Run, base_model, lora_model, plan_run, pruned_model, train
 from bmwqa.scores import score_records
 from bmwqa.settings import Settings, read_settings
 from experiments.notebooks import RUNS, TRAINING
@@ -52,7 +53,7 @@ DEFAULTS = {  # the parameters of training.ipynb
     name: ast.literal_eval(parameter["default"])
     for name, parameter in papermill.inspect_notebook(str(TRAINING)).items()
 }
-VARIANTS = {"full": "full_ft", "lora": "lora"}
+VARIANTS = {"full": "full_ft", "lora": "lora", "pruned": "pruned_ft"}
 KEPT = ("learning_rate", "questions", "seconds_per_step", "trainable_parameters")
 SCORES = ("exact_match", "f1", "declined_rightly", "declined_wrongly", "yes_no", *RULE_KINDS)
 ALL = None  # all written questions, or one pass over all articles
@@ -61,6 +62,7 @@ PARTS = {  # (written questions, steps, parameters)
     "mission": [(0, 50, {key: MISSION[key] for key in MISSION if key in DEFAULTS})],
     "questions": [(count, 50, {}) for count in (0, 300, 600, 1200, 2400)],
     "steps": [(ALL, steps, {}) for steps in (25, 50, 100, ALL)],
+    "layers": [(ALL, 50, {"share": share}) for share in (0.1, 0.2, 0.25, 0.4, 0.5)],
 }
 
 # --------------------------------------------------------------------------------------------------
@@ -87,8 +89,11 @@ def run_name(part: str, variant: str, count: int | None, steps: int | None, seed
     return f"{part}-{variant}-{counts[0]}-{counts[1]}-{seed}"
 
 
-def train_run(variant: str, rows: list[dict], settings: Settings) -> dict:
-    """What training.json says of a variant that is trained on `rows`."""
+def train_run(variant: str, rows: list[dict], settings: Settings, share: float | None) -> dict:
+    """What training.json says of a variant that is trained on `rows`.
+
+    share: of the layers that "pruned" loses.
+    """
     used, (dtype, _) = resolve_model(MODEL), choose_precision(settings.precision)
     tokenizer, folder = load_tokenizer(MODEL), ROOT / settings.out_dir
     bq.write_jsonl(folder / "train.jsonl", sorted(rows, key=lambda row: row["article_id"]))
@@ -103,11 +108,16 @@ def train_run(variant: str, rows: list[dict], settings: Settings) -> dict:
     run = Run(settings, used, tokenizer, dtype, checks, steps, held_out, notes)
     if variant == "lora":
         return train(run, VARIANTS[variant], lora_model(run), settings.learning_rate_lora)
-    return train(run, VARIANTS[variant], base_model(run), settings.learning_rate_full)
+    rate = settings.learning_rate_full
+    training = train(run, VARIANTS["full"], base_model(run), rate)
+    if variant == "pruned":
+        model, teacher, notes = pruned_model(run, share)
+        training = train(run, VARIANTS[variant], model, 2 * rate, teacher, **notes)
+    return training
 
 
 def answer_run(folder: Path, variant: str, questions: list[dict], settings: Settings) -> list[dict]:
-    """The answers of a run, in the order of the questions; its model is deleted after them."""
+    """The answers of a run, in the order of the questions; its models are deleted after them."""
     if not (folder / "answers.jsonl").exists():
         model = folder / f"smollm2_{VARIANTS[variant]}"
         caps = [settings.max_new_tokens, settings.max_new_tokens_about]
@@ -115,7 +125,8 @@ def answer_run(folder: Path, variant: str, questions: list[dict], settings: Sett
         loaded = load_model(model, dtype=choose_precision(settings.precision)[0], merge=True)
         answers = answer_rows(loaded, load_tokenizer(MODEL), questions, limits, f"{variant} reads")
         bq.write_jsonl(folder / "answers.jsonl", answers)
-        shutil.rmtree(model)
+        for trained in folder.glob("smollm2_*"):
+            shutil.rmtree(trained)
     return bq.read_jsonl(folder / "answers.jsonl")
 
 
@@ -131,19 +142,21 @@ def evaluation_questions() -> list[dict]:
 def do_run(name: str, variant: str, setting: tuple, seed: int, rows: list, questions: list) -> dict:
     """One run, trained and scored, see `run_record`. What is in its folder is not done again."""
     count, steps, parameters = setting
+    share = parameters.get("share")
+    parameters = {key: value for key, value in parameters.items() if key != "share"}
     chosen, folder = choose_rows(rows, count, seed), RUNS / "experiments" / name
     if steps is None:  # one pass
         short, _ = bq.drop_long(chosen, load_tokenizer(MODEL))
         steps = len({row["article_id"] for row in short}) - DEFAULTS["HELD_OUT"]
     parameters = DEFAULTS | parameters | {"MAX_STEPS": steps, "EVAL_STEPS": steps, "SEED": seed}
     settings = read_settings(parameters | {"OUT_DIR": str(folder.relative_to(ROOT))})
-    mark = json.dumps([chosen, settings.model_dump()])
+    mark = json.dumps([chosen, settings.model_dump(), share])
     mark = hashlib.sha256(mark.encode()).hexdigest()[:12]
     if (folder / "mark.json").exists() and bq.read_json(folder / "mark.json")["mark"] != mark:
         shutil.rmtree(folder)  # of other rows or settings
     if not (folder / "training.json").exists():
         bq.write_json(folder / "mark.json", {"mark": mark})
-        bq.write_json(folder / "training.json", train_run(variant, chosen, settings))
+        bq.write_json(folder / "training.json", train_run(variant, chosen, settings, share))
     training = bq.read_json(folder / "training.json")
     answers = answer_run(folder, variant, questions, settings)
     written = sum(row["source"] == "written" for row in chosen)
@@ -153,10 +166,13 @@ def do_run(name: str, variant: str, setting: tuple, seed: int, rows: list, quest
 def run_record(name, variant, written, seed, training, questions, answers) -> dict:
     """{"name", "part", "variant", "written", "steps", "seed", …, "scores", "answers"} of a run.
 
+    layers_removed: how many layers "pruned" lost.
+
     answers: by question_id, as `answer_rows` gives them.
     """
     run = {"name": name, "part": name.split("-")[0], "variant": variant, "written": written}
     run |= {"steps": len(training["losses"]), "seed": seed} | {key: training[key] for key in KEPT}
+    run["layers_removed"] = len(training.get("layers_removed", []))
     by_question = {q["question_id"]: a for q, a in zip(questions, answers, strict=True)}
     return run | {"scores": scores_of(answers, questions), "answers": by_question}
 
@@ -179,7 +195,7 @@ def committed_runs() -> list[dict]:
     questions = [line | {"context": contexts[line["article_id"]]} for line in lines]
     written, seed = results["data"]["pairs"]["train"]["written"], results["settings"]["seed"]
     runs = []
-    for variant in VARIANTS:
+    for variant in ("full", "lora"):
         training, answers = results["training"][variant], [line[variant] for line in lines]
         name = run_name("steps", variant, ALL, len(training["losses"]), seed)
         runs.append(run_record(name, variant, written, seed, training, questions, answers))
@@ -191,11 +207,11 @@ def committed_runs() -> list[dict]:
 
 
 def by_setting(runs: list[dict]) -> dict[tuple, list[dict]]:
-    """{(part, variant, written, steps): runs that differ by their seed alone}, sorted."""
+    """{(part, variant, written, steps, layers removed): runs of several seeds}, sorted."""
     groups: dict[tuple, list[dict]] = {}
     for run in runs:
-        key = tuple(run[name] for name in ("part", "variant", "written", "steps"))
-        groups.setdefault(key, []).append(run)
+        names = ("part", "variant", "written", "steps", "layers_removed")
+        groups.setdefault(tuple(run[name] for name in names), []).append(run)
     return dict(sorted(groups.items()))
 
 
@@ -212,8 +228,9 @@ def spread(runs: list[dict], *scores: str) -> str:
 def table_rows(runs: list[dict]) -> list[dict[str, str]]:
     """A row per setting, over its seeds."""
     rows = []
-    for (part, variant, written, steps), group in by_setting(runs).items():
+    for (part, variant, written, steps, removed), group in by_setting(runs).items():
         settings = ", the mission’s settings" if part == "mission" else ""
+        settings += f" without {removed} layers" if removed else ""
         name = f"{variant}{settings}, {written:,} questions, {steps} steps"
         row = {"run": name, "seeds": f"{len(group)}"}
         row |= {"exact match": spread(group, "exact_match"), "token F1": spread(group, "f1")}
@@ -246,7 +263,7 @@ def draw(runs: list[dict]) -> None:
     """Plot exact match and F1 by questions and by steps; bands span all seeds."""
     fig, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained", sharey=True)
     for ax, part, key in zip(axes, ("questions", "steps"), ("written", "steps"), strict=True):
-        for variant, color in zip(VARIANTS, ("C0", "C1"), strict=True):
+        for variant, color in (("full", "C0"), ("lora", "C1")):
             settings = by_setting(runs).items()
             groups = [group for ids, group in settings if ids[:2] == (part, variant)]
             x = [group[0][key] for group in groups]
@@ -305,9 +322,10 @@ def main() -> None:
     questions = evaluation_questions()
     for part in options.parts:
         seeds = [42] if part == "mission" else [42, 43, 44][: options.seeds]
-        todo = [(seed, *pair) for seed in seeds for pair in product(PARTS[part], options.variants)]
-        for seed, setting, variant in todo:
-            name = run_name(part, variant, *setting[:2], seed)
+        variants = [v for v in options.variants if (v == "pruned") == (part == "layers")]
+        for seed, setting, variant in product(seeds, PARTS[part], variants):
+            share = "".join(f"-{value}" for key, value in setting[2].items() if key == "share")
+            name = run_name(part + share, variant, *setting[:2], seed)
             if name not in done:
                 save([do_run(name, variant, setting, seed, rows, questions)])
     print(experiments_section(bq.read_json(RESULTS)))

@@ -1,12 +1,17 @@
-"""The order of the steps, and the parameters as checked settings."""
+"""The order of the steps, weights in bf16, and the parameters as checked settings."""
 
 import random
 import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 from conftest import PARAMETERS
+from test_processes import make_group, make_run
 
-from bmwqa.run import plan_steps
+from bmwqa.run import base_model, last_checkpoint, make_trainer, plan_steps
 from bmwqa.settings import read_settings
 
 
@@ -23,6 +28,43 @@ def test_articles_with_written_questions_and_without_take_turns_while_both_last(
     names = [step["article_id"] for step in plan_steps(groups, set("abcde"), 15, random.Random(1))]
     assert [name in "abcde" for name in names] == [True, False] * 5 + [False] * 5
     assert len(set(names)) == 15
+
+
+# --------------------------------------------------------------------------------------------------
+# Weights in bf16
+
+
+def losses(trainer) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def bf16_trainer(fp32_run):
+    run = replace(fp32_run, dtype=torch.bfloat16)
+    return make_trainer(run, "full_ft", base_model(run), 2e-5)
+
+
+def test_bf16_weights_learn_as_fp32_ones_and_go_on_after_a_kill(tiny_model_folder, tmp_path):
+    groups = [make_group(number % 3 + 1) for number in range(12)]
+    changes = {"MAX_STEPS": 12, "HELD_OUT": 0}
+    run = make_run(tiny_model_folder, tmp_path, groups, **changes)
+    plain = make_trainer(run, "full_ft", base_model(run), 2e-5)
+    plain.train()
+    trainer = bf16_trainer(run)
+    assert trainer.args.bf16 is False  # no autocast
+    trainer.train()
+    assert {weight.dtype for weight in trainer.model.parameters()} == {torch.bfloat16}
+    assert losses(trainer) == pytest.approx(losses(plain), rel=5e-3)
+    # a rate of 2e-5 changes a weight of 0.02 by less than its last bit; Kahan's sum keeps that
+    moved = [
+        w.float() - v for w, v in zip(trainer.model.parameters(), base_model(run).parameters())
+    ]
+    wanted = [w - v for w, v in zip(plain.model.parameters(), base_model(run).parameters())]
+    moved, wanted = (torch.cat([t.flatten() for t in parts]) for parts in (moved, wanted))
+    assert torch.nn.functional.cosine_similarity(moved, wanted, dim=0) > 0.7
+    resumed = bf16_trainer(run)
+    shutil.rmtree(Path(resumed.args.output_dir, "checkpoint-12"))  # as after a kill in step 11
+    resumed.train(resume_from_checkpoint=last_checkpoint(resumed.args.output_dir))
+    assert losses(resumed) == losses(trainer)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -56,9 +56,12 @@ def test_bf16_weights_learn_as_fp32_ones_and_go_on_after_a_kill(tiny_model_folde
     assert losses(trainer) == pytest.approx(losses(plain), rel=5e-3)
     # a rate of 2e-5 changes a weight of 0.02 by less than its last bit; Kahan's sum keeps that
     moved = [
-        w.float() - v for w, v in zip(trainer.model.parameters(), base_model(run).parameters())
+        w.float() - v
+        for w, v in zip(trainer.model.parameters(), base_model(run).parameters(), strict=True)
     ]
-    wanted = [w - v for w, v in zip(plain.model.parameters(), base_model(run).parameters())]
+    wanted = [
+        w - v for w, v in zip(plain.model.parameters(), base_model(run).parameters(), strict=True)
+    ]
     moved, wanted = (torch.cat([t.flatten() for t in parts]) for parts in (moved, wanted))
     assert torch.nn.functional.cosine_similarity(moved, wanted, dim=0) > 0.7
     resumed = bf16_trainer(run)

@@ -41,7 +41,7 @@ def machine() -> dict:
     """What a figure was measured on: processor, cores, memory (1e9 bytes), versions."""
     return {
         "processor": torch.cpu.get_capabilities().get("cpu_name") or platform.processor(),
-        "device": str(torch.accelerator.current_accelerator(check_available=True) or "cpu"),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "cores": psutil.cpu_count(logical=False),
         "threads": torch.get_num_threads(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),

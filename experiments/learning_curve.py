@@ -3,7 +3,6 @@
 Each run trains as training.ipynb does, with other rows or parameters, and answers the benchmark.
 What is finished is not run again. The answers of all runs are in learning_curve.jsonl.gz.
 
-    committed  full and LoRA of `make refresh`: read from its files, not trained again
     mission    the settings this comparison began with, experiments/original.yaml, one seed
     questions  50 steps with 0, 300, 600, 1,200 and 2,400 written questions
     steps      25, 50, 100 steps, and one pass over all articles, with all written questions
@@ -19,6 +18,7 @@ import gzip
 import hashlib
 import json
 import random
+import re
 import shutil
 from itertools import product
 from pathlib import Path
@@ -30,6 +30,7 @@ import yaml
 
 import bmwqa_utils as bq
 from bmwqa.answers import answer_rows
+from bmwqa.baselines import pick_span
 from bmwqa.corpus import ROOT
 from bmwqa.dataset import tokenize_rows
 from bmwqa.machine import choose_precision, machine
@@ -38,7 +39,7 @@ from bmwqa.pairs import RULE_KINDS
 from bmwqa.preflight import check_all
 from bmwqa.report import markdown_table, page_with
 from bmwqa.run import Run, base_model, lora_model, plan_run, pruned_model, train
-from bmwqa.scores import score_records
+from bmwqa.scores import holm, paired_difference, score_records
 from bmwqa.settings import Settings, read_settings
 from experiments.notebooks import RUNS, TRAINING
 
@@ -58,7 +59,6 @@ KEPT = ("learning_rate", "questions", "seconds_per_step", "trainable_parameters"
 SCORES = ("exact_match", "f1", "declined_rightly", "declined_wrongly", "yes_no", *RULE_KINDS)
 ALL = None  # all written questions, or one pass over all articles
 PARTS = {  # (written questions, steps, parameters)
-    "committed": [],
     "mission": [(0, 50, {key: MISSION[key] for key in MISSION if key in DEFAULTS})],
     "questions": [(count, 50, {}) for count in (0, 300, 600, 1200, 2400)],
     "steps": [(ALL, steps, {}) for steps in (25, 50, 100, ALL)],
@@ -89,6 +89,12 @@ def run_name(part: str, variant: str, count: int | None, steps: int | None, seed
     return f"{part}-{variant}-{counts[0]}-{counts[1]}-{seed}"
 
 
+def processor() -> str:
+    """What computes the steps: the GPU, or the CPU if there is none."""
+    about = machine()
+    return about["processor"] if about["device"] == "cpu" else about["device"]
+
+
 def train_run(variant: str, rows: list[dict], settings: Settings, share: float | None) -> dict:
     """What training.json says of a variant that is trained on `rows`.
 
@@ -104,7 +110,7 @@ def train_run(variant: str, rows: list[dict], settings: Settings, share: float |
     lengths = [length for of_article in groups["lengths"] for length in of_article]
     too_long = sum(length > settings.max_tokens for length in lengths)
     notes = {"rows": len(lengths) - too_long, "rows_too_long": too_long}
-    notes |= {"one_pass": checks.one_pass}
+    notes |= {"one_pass": checks.one_pass, "processor": processor()}
     run = Run(settings, used, tokenizer, dtype, checks, steps, held_out, notes)
     if variant == "lora":
         return train(run, VARIANTS[variant], lora_model(run), settings.learning_rate_lora)
@@ -173,6 +179,7 @@ def run_record(name, variant, written, seed, training, questions, answers) -> di
     run = {"name": name, "part": name.split("-")[0], "variant": variant, "written": written}
     run |= {"steps": len(training["losses"]), "seed": seed} | {key: training[key] for key in KEPT}
     run["layers_removed"] = len(training.get("layers_removed", []))
+    run["processor"] = training["processor"]
     by_question = {q["question_id"]: a for q, a in zip(questions, answers, strict=True)}
     return run | {"scores": scores_of(answers, questions), "answers": by_question}
 
@@ -187,23 +194,61 @@ def scores_of(answers: list[dict], questions: list[dict]) -> dict[str, float]:
     return means | by_rule.groupby("kind")["exact_match"].mean().to_dict()
 
 
-def committed_runs() -> list[dict]:
-    """Full and LoRA of the committed run, as `do_run` gives the others, as part "steps"."""
-    results = bq.read_json(ROOT / "experiments" / "results.json")
-    lines = bq.read_jsonl(ROOT / "experiments" / "eval_generations.jsonl")
-    contexts = {a["id"]: bq.article_context(a) for a in bq.load_articles(ROOT / "data/sample/eval")}
-    questions = [line | {"context": contexts[line["article_id"]]} for line in lines]
-    written, seed = results["data"]["pairs"]["train"]["written"], results["settings"]["seed"]
-    runs = []
-    for variant in ("full", "lora"):
-        training, answers = results["training"][variant], [line[variant] for line in lines]
-        name = run_name("steps", variant, ALL, len(training["losses"]), seed)
-        runs.append(run_record(name, variant, written, seed, training, questions, answers))
-    return runs
-
-
 # --------------------------------------------------------------------------------------------------
 # What experiments/README.md shows
+
+COMPARED = [  # pairs of settings, by the beginnings of their runs' names
+    ("steps-full-all-50-", "steps-lora-all-50-"),
+    ("steps-full-all-50-", "picker"),
+    ("steps-full-all-pass-", "steps-full-all-50-"),
+    ("steps-lora-all-pass-", "steps-lora-all-50-"),
+    ("steps-full-all-pass-", "steps-lora-all-pass-"),
+    ("layers-0.25-pruned-all-50-", "steps-full-all-50-"),
+    ("layers-0.25-pruned-all-50-", "picker"),
+    ("questions-full-2400-50-", "questions-full-300-50-"),
+]
+
+
+def differences(runs: list[dict], questions: list[dict]) -> list[dict]:
+    """The `paired_difference` in F1 of the pairs in COMPARED whose runs are there.
+
+    The F1 of a question is its mean over the seeds. Only answerable questions of the benchmark.
+    """
+    contexts = {question["article_id"]: question["context"] for question in questions}
+    answers = {run["name"]: run["answers"] for run in runs}
+    answers["picker"] = {
+        question["question_id"]: {"answer": pick_span(question)}
+        | dict.fromkeys(("stopped", "nll", "nll_tokens"), 0)
+        for question in questions
+    }
+    records = [
+        question | {name: given[question["question_id"]] for name, given in answers.items()}
+        for question in questions
+        if question["slice"] == "benchmark" and question["kind"] != "unanswerable"
+    ]
+    scores = score_records(records, contexts, list(answers))
+    f1 = scores.pivot(index=["article_id", "question_id"], columns="variant", values="f1")
+    rows = []
+    for first, second in COMPARED:
+        sides = [f1.filter(regex=f"^{re.escape(start)}") for start in (first, second)]
+        if all(side.shape[1] for side in sides):
+            clusters = f1.index.get_level_values("article_id")
+            means = [side.astype(float).mean(axis=1) for side in sides]
+            seeds = [side.shape[1] for side in sides]
+            row = {"first": first.strip("-"), "second": second.strip("-"), "seeds": seeds}
+            rows.append(row | paired_difference(*means, clusters))
+    return rows
+
+
+def difference_rows(rows: list[dict]) -> list[dict[str, str]]:
+    """A row of the table per pair of settings; p after Holm over all of them."""
+    corrected = holm([row["p"] for row in rows])
+    return [
+        {"pair": f"{row['first']} − {row['second']}", "seeds": " / ".join(map(str, row["seeds"]))}
+        | {"difference in F1": f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"}
+        | {"p, after Holm": f"{p:.2g}", "shown": "yes" if p <= 0.05 else "no"}
+        for row, p in zip(rows, corrected, strict=True)
+    ]
 
 
 def by_setting(runs: list[dict]) -> dict[tuple, list[dict]]:
@@ -242,15 +287,19 @@ def table_rows(runs: list[dict]) -> list[dict[str, str]]:
 
 def experiments_section(results: dict) -> str:
     """The table in markdown, from experiments/learning_curve.json and nothing else."""
+    processors = " and ".join(sorted({run["processor"] for run in results["runs"]}))
     lines = [
-        f"{results['model']}, on {results['processor']}: exact match and token F1 of the "
+        f"{results['model']}, on {processors}: exact match and token F1 of the "
         "benchmark's answerable questions, means over seeds ± their standard deviation. "
         "Questions are the written ones; title, date and first paragraph are always there.",
         "",
         markdown_table(table_rows(results["runs"])),
     ]
     if any(run["part"] == "questions" for run in results["runs"]):
-        lines += ["", "![Exact match and F1, by questions and by steps](learning_curve.png)"]
+        lines += ["", "![By questions, by steps and by layers removed](learning_curve.png)"]
+    if results["differences"]:
+        note = "Paired differences, a question's F1 being its mean over seeds; runs by their names:"
+        lines += ["", note, "", markdown_table(difference_rows(results["differences"]))]
     return "\n".join(lines)
 
 
@@ -259,35 +308,49 @@ def readme(results: dict) -> str:
     return page_with(PAGE, "experiments", experiments_section(results))
 
 
+PANELS = [  # (part, variants, key of a run, what the axis says)
+    ("questions", ("full", "lora"), "written", "written questions, 50 steps"),
+    ("steps", ("full", "lora"), "steps", "steps, all questions"),
+    ("layers", ("pruned",), "layers_removed", "layers removed of 30, 50 + 50 steps"),
+]
+COLORS = {"full": "C0", "lora": "C1", "pruned": "C2"}
+
+
 def draw(runs: list[dict]) -> None:
-    """Plot exact match and F1 by questions and by steps; bands span all seeds."""
-    fig, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained", sharey=True)
-    for ax, part, key in zip(axes, ("questions", "steps"), ("written", "steps"), strict=True):
-        for variant, color in (("full", "C0"), ("lora", "C1")):
+    """Plot exact match and F1 by questions, steps and layers removed; bands span all seeds."""
+    fig, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained", sharey=True)
+    for ax, (part, variants, key, axis) in zip(axes, PANELS, strict=True):
+        for variant in variants:
             settings = by_setting(runs).items()
-            groups = [group for ids, group in settings if ids[:2] == (part, variant)]
-            x = [group[0][key] for group in groups]
-            for score, style in (("exact_match", "-"), ("f1", "--")):
-                values = [[run["scores"][score] for run in group] for group in groups]
-                label = f"{variant}, {score}"
-                ax.plot(x, [*map(mean, values)], color + style, marker="o", ms=3, label=label)
-                low, high = [*map(min, values)], [*map(max, values)]
-                ax.fill_between(x, low, high, color=color, alpha=0.15)
-        ax.set(xlabel="written questions, 50 steps" if key == "written" else "steps", ylim=(0, 1))
+            draw_lines(ax, [group for ids, group in settings if ids[:2] == (part, variant)], key)
+        ax.set(xlabel=axis, ylim=(0, 0.7))
     axes[0].set_ylabel("benchmark, answerable")
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    lines = {line.get_label(): line for ax in axes for line in ax.get_lines()}
+    fig.legend(lines.values(), lines, loc="outside lower center", ncols=6)
     fig.savefig(ROOT / "experiments" / "learning_curve.png", dpi=110)
     plt.close(fig)
 
 
-def save(runs: list[dict]) -> None:
+def draw_lines(ax, groups: list[list[dict]], key: str) -> None:
+    """Exact match and F1 of one variant; groups: the runs of each setting."""
+    x = [group[0][key] for group in groups]
+    for score, style in (("exact_match", "-"), ("f1", "--")):
+        values = [[run["scores"][score] for run in group] for group in groups]
+        variant = groups[0][0]["variant"] if groups else ""
+        color, label = COLORS.get(variant, "C3"), f"{variant}, {score.replace('_', ' ')}"
+        ax.plot(x, [*map(mean, values)], color + style, marker="o", ms=3, label=label)
+        ax.fill_between(x, [*map(min, values)], [*map(max, values)], color=color, alpha=0.15)
+
+
+def save(runs: list[dict], questions: list[dict]) -> None:
     """Write answers, figures, plot and page; other runs of earlier calls stay."""
     known = {run["name"]: run for run in [*read_runs(), *runs]}
     lines = [json.dumps(run, ensure_ascii=False) + "\n" for run in known.values()]
     ANSWERS.write_bytes(gzip.compress("".join(lines).encode(), mtime=0))
     plain = [{key: run[key] for key in run if key != "answers"} for run in known.values()]
-    processor = machine()["processor"]
-    bq.write_json(RESULTS, {"model": MODEL, "processor": processor, "runs": plain})
+    results = {"model": MODEL, "runs": plain}
+    results["differences"] = differences(list(known.values()), questions)
+    bq.write_json(RESULTS, results)
     if any(run["part"] == "questions" for run in plain):
         draw(plain)
     bq.write_text(PAGE, readme(bq.read_json(RESULTS)))
@@ -314,10 +377,7 @@ def read_options() -> argparse.Namespace:
 
 
 def main() -> None:
-    options, done = read_options(), set()
-    if "committed" in options.parts:
-        save(committed := committed_runs())
-        done = {run["name"] for run in committed}
+    options = read_options()
     rows = bq.load_rows(ROOT / "data/processed/train.jsonl")
     questions = evaluation_questions()
     for part in options.parts:
@@ -326,8 +386,7 @@ def main() -> None:
         for seed, setting, variant in product(seeds, PARTS[part], variants):
             share = "".join(f"-{value}" for key, value in setting[2].items() if key == "share")
             name = run_name(part + share, variant, *setting[:2], seed)
-            if name not in done:
-                save([do_run(name, variant, setting, seed, rows, questions)])
+            save([do_run(name, variant, setting, seed, rows, questions)], questions)
     print(experiments_section(bq.read_json(RESULTS)))
 
 

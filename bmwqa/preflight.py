@@ -14,6 +14,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from bmwqa.answers import answer_apart, end_tokens
+from bmwqa.machine import choose_precision
 from bmwqa.one_pass import ATTENTION, answer_questions, read_article, separate_rows, share_prefix
 from bmwqa.settings import Settings
 from bmwqa_utils import encode_text, prompt_ids
@@ -47,7 +48,11 @@ def check_all(model, tokenizer, groups, settings: Settings, folder: Path) -> Pre
     exact, one_pass = check_exact(model, tokenizer, extremes)
     reason = why_not_prunable(model)
     pruning = f"no: {reason}; the smaller model is left out" if reason else "layers can be cut out"
-    lines += [one_pass, f"pruning: {pruning}", check_machine(model, folder)]
+    lines += [
+        one_pass,
+        f"pruning: {pruning}",
+        check_machine(model, folder, choose_precision(settings.precision)[0]),
+    ]
     plain = {} if exact else {"collate": separate_rows, "attention": None}
     return Preflight(prunable=not reason, lines=lines, one_pass=one_pass, **plain)
 
@@ -150,16 +155,18 @@ def why_not_prunable(model) -> str:
     return ""
 
 
-def check_machine(model, folder: Path) -> str:
+def check_machine(model, folder: Path, dtype: torch.dtype = torch.float32) -> str:
     """A line on memory and disk; ValueError if they cannot suffice.
 
-    Full fine-tuning with AdamW keeps 16 bytes per weight (weights, gradients, two moments, fp32) in
-    each process; FSDP divides them. What a step computes is not estimated. On disk, three models
-    and a checkpoint with its moments take 24 bytes per weight.
+    Full fine-tuning with AdamW keeps weights, gradients and two moments in each process: 16 bytes
+    per weight in fp32, 10 in bf16, with what Kahan's sum keeps. FSDP divides them. What a step
+    computes is not estimated. On disk, three models and a checkpoint with its moments take 24 bytes
+    per weight at most.
     """
     weights = sum(weight.numel() for weight in model.parameters())
+    kept = 10 if dtype == torch.bfloat16 else 16
     processes, here = (int(os.environ.get(f"{name}WORLD_SIZE", 1)) for name in ("", "LOCAL_"))
-    need, there = here * 16 * weights / 1e9, psutil.virtual_memory().total / 1e9
+    need, there = here * kept * weights / 1e9, psutil.virtual_memory().total / 1e9
     if torch.cuda.is_available():
         need /= here * (processes if "ACCELERATE_USE_FSDP" in os.environ else 1)
         there = torch.cuda.get_device_properties(0).total_memory / 1e9

@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -128,6 +129,14 @@ def test_memory_and_disk_are_estimated(tiny_model_folder, tmp_path, monkeypatch)
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: full)
     with pytest.raises(ValueError, match="0.0 GB free. Make room, or set OUT_DIR"):
         preflight.check_machine(model, tmp_path)
+
+
+@pytest.mark.parametrize(("dtype", "gb"), [(torch.float32, 16), (torch.bfloat16, 10)])
+def test_a_model_too_large_for_the_memory_is_refused(dtype, gb, tmp_path, monkeypatch):
+    model = torch.nn.Linear(10**5, 10**4, bias=False, device="meta")  # a billion weights
+    monkeypatch.setattr(preflight.psutil, "virtual_memory", lambda: SimpleNamespace(total=9e9))
+    with pytest.raises(ValueError, match=f"keeps {gb}.0 GB in memory, this machine has 9.0 GB"):
+        preflight.check_machine(model, tmp_path, dtype)
 
 
 def test_an_adapter_as_model_is_refused(tmp_path):

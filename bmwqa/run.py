@@ -9,7 +9,6 @@ import json
 import math
 import os
 import random
-import re
 import shutil
 import statistics
 import sys
@@ -22,30 +21,24 @@ from pathlib import Path
 
 import optimi
 import torch
-import torch.distributed as dist
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.helpers import disable_input_dtype_casting
-from torch.utils.data import Subset
 from tqdm import tqdm
 from transformers import Trainer, TrainingArguments, set_seed
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
+from bmwqa.checkpoints import WHOLE, last_checkpoint, refuse_other_counts, without_count
 from bmwqa.corpus import ROOT, read_json
 from bmwqa.machine import PeakMemory, hardware_arguments
 from bmwqa.models import load_model, save_finished, short_name
 from bmwqa.one_pass import answer_loss
+from bmwqa.parallel import processes, require_agreement, similar_lengths
 from bmwqa.preflight import Preflight
 from bmwqa.pruning import Distillation, prune_layers
 from bmwqa.settings import Settings
 from bmwqa_utils import IGNORE
-
-
-def processes() -> int:
-    """How many processes train together; 1 in a notebook."""
-    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def plan_steps(groups: list[dict], written: set[str], count: int, order: random.Random):
@@ -92,28 +85,6 @@ def merge_groups(groups) -> list[dict]:
         article = articles.setdefault(group["article_id"], group | {"branches": []})
         article["branches"] += group["branches"]
     return list(articles.values())
-
-
-WINDOW = 50  # steps, in which articles change places; that of transformers' LengthGroupedSampler
-
-
-def similar_lengths(groups: list[dict], count: int, seed: int) -> list[dict]:
-    """The groups in the order for `count` processes: groups of similar length share a step.
-
-    Processes wait for the longest article of their step: experiments/balance.py has what that
-    costs. Articles change places within WINDOW steps, whose order is random. One process keeps the
-    order of `groups`.
-    """
-    if count == 1:
-        return groups
-    order, places = random.Random(seed), []
-    lengths = [len(g["prefix"]) + sum(len(b["input_ids"]) for b in g["branches"]) for g in groups]
-    for start in range(0, len(groups), WINDOW * count):
-        window = range(start, min(start + WINDOW * count, len(groups)))
-        by_length = sorted(window, key=lengths.__getitem__)
-        steps = [by_length[first : first + count] for first in range(0, len(window), count)]
-        places += [place for step in order.sample(steps, len(steps)) for place in step]
-    return Subset(groups, places)
 
 
 @dataclass(frozen=True)
@@ -314,33 +285,6 @@ def train(run: Run, variant: str, model, rate: float, teacher=None, **notes) -> 
     return training
 
 
-def require_agreement(values: dict) -> None:
-    """ValueError names the first of the values that is not the same in all processes."""
-    first, *others = gather_object([values])
-    for number, other in enumerate(others, start=1):
-        for name in first:
-            if first[name] != other[name]:
-                problem = f"{name}: {first[name]!r} in process 0, {other[name]!r} in {number}"
-                need = "need the same in all. Give every machine the same files, and one OUT_DIR."
-                raise ValueError(f"{problem}; {need}")
-
-
-def without_count(name: str) -> str:
-    """The name of a run without its number of processes, "-x2"."""
-    return re.sub(r"-x\d+$", "", name)
-
-
-def refuse_other_counts(checkpoints: Path) -> None:
-    """ValueError if this run was begun by another number of processes, and not finished."""
-    name = without_count(checkpoints.name)
-    for mark in checkpoints.parent.glob(f"{name}*/checkpoint-*/{WHOLE}"):
-        begun = mark.parents[1]
-        if begun != checkpoints:
-            count = begun.name.removeprefix(f"{name}-x") if begun.name != name else 1
-            problem = f"{mark.parent} is from {count} processes, this run has {processes()}"
-            raise ValueError(f"{problem}. Set PROCESSES={count}, or delete {begun}.")
-
-
 def save_trained(folder: Path, trainer: Trainer, tokenizer, training: dict) -> None:
     """Save what was trained and delete its checkpoints, in the main process; the others wait."""
     model = trainer.accelerator.unwrap_model(trainer.model)
@@ -391,9 +335,6 @@ def checkpoint_above(model, tokens: int) -> None:
     model.register_forward_pre_hook(choose, with_kwargs=True)
 
 
-WHOLE = "whole"  # an empty file, written to a checkpoint after all others
-
-
 class StepReport(TrainerCallback):
     """A bar with step, loss, speed and time left.
 
@@ -441,14 +382,3 @@ class StepReport(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         self.bar.close()
-
-
-def last_checkpoint(folder: str | Path) -> str | None:
-    """The newest whole checkpoint of a run, or None; half-written checkpoints are deleted."""
-    whole = []
-    for checkpoint in Path(folder).glob("checkpoint-*"):
-        if (checkpoint / WHOLE).exists():
-            whole.append(checkpoint)
-        else:
-            shutil.rmtree(checkpoint)
-    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None

@@ -3,7 +3,7 @@
 An article's seconds come from what experiments/speed.json measured at four lengths, a step's are
 those of its longest article. Exchanging gradients is left out. Lengths are those of the sample
 corpus, and of real releases, from the percentiles of 500. Articles over MAX_TOKENS are left out.
-Three orders: `plan` takes articles as they come, `window` is `similar_lengths` of bmwqa/run.py,
+Three orders: `plan` takes articles as they come, `window` is bmwqa/parallel.py `similar_lengths`,
 `sampler` the LengthGroupedSampler of transformers. Writes experiments/balance.json and .png,
 and a section of experiments/README.md: `python -m experiments.balance`.
 """
@@ -19,8 +19,8 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 import bmwqa_utils as bq
 from bmwqa.corpus import ROOT, read_json, write_json, write_text
 from bmwqa.models import EMBEDDED, load_tokenizer
+from bmwqa.parallel import similar_lengths
 from bmwqa.report import markdown_table, page_with
-from bmwqa.run import similar_lengths
 from experiments.learning_curve import DEFAULTS
 
 matplotlib.use("Agg")

@@ -62,7 +62,7 @@ from bmwqa.answers import Stamps, answer_rows, stream_answer
 from bmwqa.machine import PeakMemory, choose_precision, machine
 from bmwqa.models import load_model, load_tokenizer
 from bmwqa.one_pass import ATTENTION, answer_loss, share_prefix
-from bmwqa.run import StepReport, checkpoint_above
+from bmwqa.run import StepReport, checkpoint_above, optimizer_for
 from experiments.speed_page import ARTICLE_TOKENS, HERE, write_page
 
 QWEN, SMOL = "Qwen2.5-0.5B's shape", "smollm2-135m"
@@ -102,7 +102,7 @@ class Way:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of matrix products, and of the weights that LoRA freezes."""
+        """Of matrix products, of the weights that LoRA freezes, and of all weights in ours."""
         return choose_precision(self.precision)[0]
 
 
@@ -141,9 +141,11 @@ def load(model_name: str, dtype: torch.dtype):
     return load_model(model_name, dtype=dtype)
 
 
-def load_for_training(model_name: str, method: str, way: Way):
-    """The model with its adapter, attention and checkpointing."""
-    model = load(model_name, way.dtype if method == "lora" else torch.float32)
+def load_for_training(model_name: str, method: str, name: str):
+    """The model with its adapter, attention and checkpointing, for a way of WAYS."""
+    way = WAYS[name]
+    casts = method == "full" and not name.startswith("ours")
+    model = load(model_name, torch.float32 if casts else way.dtype)
     set_seed(0)
     if method == "lora":
         targets = ["q_proj", "v_proj"]
@@ -179,7 +181,8 @@ def make_trainer(model, way: str, groups: list[dict], warm: int, learning_rate: 
     if library == "ours":
         steps, collate = groups, share_prefix
     arguments = ARGUMENTS | dict(max_steps=len(steps), learning_rate=learning_rate)
-    arguments["bf16"] = dtype == torch.bfloat16
+    optimizer = optimizer_for(model, learning_rate) if library == "ours" else None
+    arguments["bf16"] = dtype == torch.bfloat16 and optimizer is None
     if library == "trl":
         from datasets import Dataset  # here, so that no other way has them in its memory
         from trl import SFTConfig, SFTTrainer
@@ -198,6 +201,7 @@ def make_trainer(model, way: str, groups: list[dict], warm: int, learning_rate: 
         train_dataset=steps,
         data_collator=lambda batch: collate(*batch),
         compute_loss_func=loss,
+        optimizer_cls_and_kwargs=optimizer,
     )
 
 
@@ -218,7 +222,7 @@ def train(
 
     "seconds" and "loss" leave out the first `warm` articles.
     """
-    model = load_for_training(model_name, method, WAYS[way])
+    model = load_for_training(model_name, method, way)
     trainer = make_trainer(model, way, groups, warm, learning_rate)
     trainer.remove_callback(PrinterCallback)
     for callback in (StepReport(groups, way), *callbacks):

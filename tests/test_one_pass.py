@@ -29,6 +29,7 @@ from transformers.trainer_callback import PrinterCallback
 import bmwqa_utils as bq
 from bmwqa import one_pass, pruning, run
 from bmwqa.answers import answer_rows
+from bmwqa.checkpoints import last_checkpoint
 from bmwqa.models import load_model, save_finished
 
 SHAPE = dict(vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=2)
@@ -381,7 +382,7 @@ def test_a_killed_run_goes_on_with_the_losses_of_an_unbroken_one(tmp_path):
     assert process.returncode == -signal.SIGKILL, process.stderr[-2000:]
     torn = tmp_path / "killed" / "checkpoint-6"
     torn.mkdir()  # as if the kill had come while it was written
-    last = run.last_checkpoint(tmp_path / "killed")
+    last = last_checkpoint(tmp_path / "killed")
     assert Path(last).name == "checkpoint-4" and not torn.exists()
     resumed = long_run(tmp_path / "killed")
     resumed.train(resume_from_checkpoint=last)
@@ -392,7 +393,7 @@ def test_a_killed_run_goes_on_with_the_losses_of_an_unbroken_one(tmp_path):
     assert kept == ["checkpoint-6", "checkpoint-7"]
 
     done = long_run(tmp_path / "killed")  # as if the next kill had come after the last step
-    done.train(resume_from_checkpoint=run.last_checkpoint(tmp_path / "killed"))
+    done.train(resume_from_checkpoint=last_checkpoint(tmp_path / "killed"))
     assert losses(done) == losses(unbroken)
     assert all(log["seconds"] > 0 for log in done.state.log_history if "loss" in log)
 

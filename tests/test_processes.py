@@ -16,13 +16,14 @@ import psutil
 import pytest
 import torch
 import torch.distributed as dist
-from accelerate import debug_launcher
+from accelerate import PartialState, debug_launcher
 from accelerate.commands.launch import launch_command, launch_command_parser
+from accelerate.state import AcceleratorState
 from conftest import PARAMETERS
 from transformers import TrainerCallback
 
 import bmwqa_utils as bq
-from bmwqa import answers
+from bmwqa import answers, checkpoints, parallel
 from bmwqa import run as training
 from bmwqa.corpus import ROOT
 from bmwqa.dataset import tokenize_rows
@@ -169,6 +170,8 @@ def trained(parameters, killed):
 
 
 def answer_here(parameters: dict) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)  # that of the tests before, forked
+    assert PartialState().num_processes == 2
     answers.answer_missing = processes.answer_divided
     processes.run_cells("answer", parameters)
 
@@ -220,8 +223,8 @@ def test_two_processes_answer_as_one_does(parameters, trained, tmp_path):
 def test_articles_of_similar_length_share_a_step_and_one_process_keeps_its_order():
     draw = random.Random(1)
     groups = [{"prefix": range(draw.randint(50, 2000)), "branches": []} for _ in range(400)]
-    assert training.similar_lengths(groups, 1, seed=1) is groups
-    lengths = [len(group["prefix"]) for group in training.similar_lengths(groups, 4, seed=1)]
+    assert parallel.similar_lengths(groups, 1, seed=1) is groups
+    lengths = [len(group["prefix"]) for group in parallel.similar_lengths(groups, 4, seed=1)]
     assert sorted(lengths) == sorted(len(group["prefix"]) for group in groups)
     assert sorted(lengths[:200]) == sorted(len(group["prefix"]) for group in groups[:200])
     steps = [lengths[start : start + 4] for start in range(0, 400, 4)]
@@ -254,7 +257,7 @@ def test_a_checkpoint_from_another_number_of_processes(tiny_model_folder, tmp_pa
     model = base_model(run)
     folder = Path(f"{make_trainer(run, 'full_ft', model, 1e-3).args.output_dir}-x3")
     (folder / "checkpoint-2").mkdir(parents=True)
-    (folder / "checkpoint-2" / training.WHOLE).touch()
+    (folder / "checkpoint-2" / checkpoints.WHOLE).touch()
     need = "checkpoint-2 is from 3 processes, this run has 1. Set PROCESSES=3, or delete"
     with pytest.raises(ValueError, match=need):
         training.train(run, "full_ft", model, 1e-3)

@@ -11,7 +11,8 @@ import torch
 from conftest import PARAMETERS
 from test_processes import make_group, make_run
 
-from bmwqa.run import base_model, last_checkpoint, make_trainer, plan_steps
+from bmwqa.checkpoints import last_checkpoint
+from bmwqa.run import base_model, make_trainer, plan_steps
 from bmwqa.settings import read_settings
 
 

@@ -37,11 +37,26 @@ def front_section(results: dict, lines: list[dict]) -> str:
 The committed run: {results["model"]["name"]}, {settings["max_steps"]} steps of one article, on \
 {machine["threads"]} threads of {machine["processor"]}; {len(benchmark)} benchmark questions on \
 {articles} articles that nobody trained on, with 95 % intervals; exact match and F1 are of the \
-{answerable} with an answer. One seed. Nothing was trained for the first four.
+{answerable} with an answer. Nothing was trained for the first four. {seeds_sentence()}
 
 {markdown_table(headline_rows(results))}
 
 ![Exact match and token F1](experiments/results.png)"""
+
+
+def seeds_sentence() -> str:
+    """What one seed is worth, and what more steps give, from experiments/learning_curve.json."""
+    runs = pd.DataFrame(read_json(HERE / "learning_curve.json")["runs"])
+    runs["f1"], runs["exact"] = (runs["scores"].str[key] for key in ("f1", "exact_match"))
+    settings = ["part", "variant", "written", "steps", "layers_removed"]
+    spread = runs.groupby(settings)["f1"].var().mean() ** 0.5
+    full = runs[(runs["part"] == "steps") & (runs["variant"] == "full")]
+    longest = full[full["steps"] == (steps := full["steps"].max())]
+    scores = " and ".join(f"{longest[key].mean():.2f}" for key in ("exact", "f1"))
+    return (
+        f"This is one seed, and seeds of one setting differ by {spread:.2f} in F1 (SD). After one "
+        f"pass over all articles, {steps} steps, full has {scores} (mean of {len(longest)} seeds)."
+    )
 
 
 def example(benchmark: list[dict]) -> str:

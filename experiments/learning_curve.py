@@ -197,16 +197,19 @@ def scores_of(answers: list[dict], questions: list[dict]) -> dict[str, float]:
 # --------------------------------------------------------------------------------------------------
 # What experiments/README.md shows
 
-COMPARED = [  # pairs of settings, by the beginnings of their runs' names
-    ("steps-full-all-50-", "steps-lora-all-50-"),
-    ("steps-full-all-50-", "picker"),
-    ("steps-full-all-pass-", "steps-full-all-50-"),
-    ("steps-lora-all-pass-", "steps-lora-all-50-"),
-    ("steps-full-all-pass-", "steps-lora-all-pass-"),
-    ("layers-0.25-pruned-all-50-", "steps-full-all-50-"),
-    ("layers-0.25-pruned-all-50-", "picker"),
-    ("questions-full-2400-50-", "questions-full-300-50-"),
-]
+COMPARED = {  # what the page calls a pair of settings: the beginnings of their runs' names
+    "full − lora, 50 steps": ("steps-full-all-50-", "steps-lora-all-50-"),
+    "full − lora, one pass": ("steps-full-all-pass-", "steps-lora-all-pass-"),
+    "full, 50 steps − picker": ("steps-full-all-50-", "picker"),
+    "full, one pass − 50 steps": ("steps-full-all-pass-", "steps-full-all-50-"),
+    "lora, one pass − 50 steps": ("steps-lora-all-pass-", "steps-lora-all-50-"),
+    "full, 2,400 − 300 questions": ("questions-full-2400-50-", "questions-full-300-50-"),
+    "full, all − 2,400 questions": ("steps-full-all-50-", "questions-full-2400-50-"),
+    "pruned, 6 layers out − full, 50 steps": ("layers-0.2-pruned-", "steps-full-all-50-"),
+    "pruned, 6 layers out − full, 100 steps": ("layers-0.2-pruned-", "steps-full-all-100-"),
+    "pruned, 8 layers out − full, 50 steps": ("layers-0.25-pruned-", "steps-full-all-50-"),
+    "pruned, 8 layers out − picker": ("layers-0.25-pruned-", "picker"),
+}
 
 
 def differences(runs: list[dict], questions: list[dict]) -> list[dict]:
@@ -229,13 +232,13 @@ def differences(runs: list[dict], questions: list[dict]) -> list[dict]:
     scores = score_records(records, contexts, list(answers))
     f1 = scores.pivot(index=["article_id", "question_id"], columns="variant", values="f1")
     rows = []
-    for first, second in COMPARED:
+    for pair, (first, second) in COMPARED.items():
         sides = [f1.filter(regex=f"^{re.escape(start)}") for start in (first, second)]
         if all(side.shape[1] for side in sides):
             clusters = f1.index.get_level_values("article_id")
             means = [side.astype(float).mean(axis=1) for side in sides]
             seeds = [side.shape[1] for side in sides]
-            row = {"first": first.strip("-"), "second": second.strip("-"), "seeds": seeds}
+            row = {"pair": pair, "seeds": seeds}
             rows.append(row | paired_difference(*means, clusters))
     return rows
 
@@ -244,20 +247,23 @@ def difference_rows(rows: list[dict]) -> list[dict[str, str]]:
     """A row of the table per pair of settings; p after Holm over all of them."""
     corrected = holm([row["p"] for row in rows])
     return [
-        {"pair": f"{row['first']} − {row['second']}", "seeds": " / ".join(map(str, row["seeds"]))}
+        {"pair": row["pair"], "seeds": " / ".join(map(str, row["seeds"]))}
         | {"difference in F1": f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"}
         | {"p, after Holm": f"{p:.2g}", "shown": "yes" if p <= 0.05 else "no"}
         for row, p in zip(rows, corrected, strict=True)
     ]
 
 
+ORDER = ("steps", "questions", "layers", "mission")  # of parts in the table
+
+
 def by_setting(runs: list[dict]) -> dict[tuple, list[dict]]:
-    """{(part, variant, written, steps, layers removed): runs of several seeds}, sorted."""
+    """{(part, variant, written, steps, layers removed): runs of several seeds}, as in ORDER."""
     groups: dict[tuple, list[dict]] = {}
     for run in runs:
         names = ("part", "variant", "written", "steps", "layers_removed")
         groups.setdefault(tuple(run[name] for name in names), []).append(run)
-    return dict(sorted(groups.items()))
+    return dict(sorted(groups.items(), key=lambda item: (ORDER.index(item[0][0]), *item[0][1:])))
 
 
 def spread(runs: list[dict], *scores: str) -> str:
@@ -296,9 +302,12 @@ def experiments_section(results: dict) -> str:
         markdown_table(table_rows(results["runs"])),
     ]
     if any(run["part"] == "questions" for run in results["runs"]):
-        lines += ["", "![By questions, by steps and by layers removed](learning_curve.png)"]
+        lines += [
+            "",
+            "![Token F1 by questions, by steps and by layers removed](learning_curve.png)",
+        ]
     if results["differences"]:
-        note = "Paired differences, a question's F1 being its mean over seeds; runs by their names:"
+        note = "Paired differences, a question's F1 being its mean over seeds:"
         lines += ["", note, "", markdown_table(difference_rows(results["differences"]))]
     return "\n".join(lines)
 
@@ -311,35 +320,33 @@ def readme(results: dict) -> str:
 PANELS = [  # (part, variants, key of a run, what the axis says)
     ("questions", ("full", "lora"), "written", "written questions, 50 steps"),
     ("steps", ("full", "lora"), "steps", "steps, all questions"),
-    ("layers", ("pruned",), "layers_removed", "layers removed of 30, 50 + 50 steps"),
+    ("layers", ("pruned",), "layers_removed", "layers removed of 30, healed for 50 steps"),
 ]
 COLORS = {"full": "C0", "lora": "C1", "pruned": "C2"}
 
 
 def draw(runs: list[dict]) -> None:
-    """Plot exact match and F1 by questions, steps and layers removed; bands span all seeds."""
-    fig, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained", sharey=True)
+    """Plot F1 by questions, steps and layers removed; bands span all seeds."""
+    fig, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained", sharey=True)
+    groups = by_setting(runs).items()
     for ax, (part, variants, key, axis) in zip(axes, PANELS, strict=True):
         for variant in variants:
-            settings = by_setting(runs).items()
-            draw_lines(ax, [group for ids, group in settings if ids[:2] == (part, variant)], key)
+            lines = [group for ids, group in groups if ids[:2] == (part, variant)]
+            x = [group[0][key] for group in lines]
+            f1 = [[run["scores"]["f1"] for run in group] for group in lines]
+            color = COLORS[variant]
+            ax.plot(x, [*map(mean, f1)], color + "-", marker="o", ms=3, label=variant)
+            ax.fill_between(x, [*map(min, f1)], [*map(max, f1)], color=color, alpha=0.15)
         ax.set(xlabel=axis, ylim=(0, 0.7))
-    axes[0].set_ylabel("benchmark, answerable")
-    lines = {line.get_label(): line for ax in axes for line in ax.get_lines()}
-    fig.legend(lines.values(), lines, loc="outside lower center", ncols=6)
+    for ids, group in groups:
+        if ids[:2] == ("steps", "full") and ids[3] in (50, 100):
+            level, name = mean(run["scores"]["f1"] for run in group), f"full, {ids[3]} steps"
+            axes[2].axhline(level, color="C0", lw=0.8, ls=":" if ids[3] == 50 else "--", label=name)
+    axes[0].set_ylabel("token F1, benchmark")
+    handles = {line.get_label(): line for ax in axes for line in ax.get_lines()}
+    fig.legend(handles.values(), handles, loc="outside lower center", ncols=5)
     fig.savefig(ROOT / "experiments" / "learning_curve.png", dpi=110)
     plt.close(fig)
-
-
-def draw_lines(ax, groups: list[list[dict]], key: str) -> None:
-    """Exact match and F1 of one variant; groups: the runs of each setting."""
-    x = [group[0][key] for group in groups]
-    for score, style in (("exact_match", "-"), ("f1", "--")):
-        values = [[run["scores"][score] for run in group] for group in groups]
-        variant = groups[0][0]["variant"] if groups else ""
-        color, label = COLORS.get(variant, "C3"), f"{variant}, {score.replace('_', ' ')}"
-        ax.plot(x, [*map(mean, values)], color + style, marker="o", ms=3, label=label)
-        ax.fill_between(x, [*map(min, values)], [*map(max, values)], color=color, alpha=0.15)
 
 
 def save(runs: list[dict], questions: list[dict]) -> None:

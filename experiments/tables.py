@@ -34,10 +34,12 @@ def front_section(results: dict, lines: list[dict]) -> str:
     machine, settings = results["machine"], results["settings"]
     return f"""{example(benchmark)}
 
-The committed run: {results["model"]["name"]}, {settings["max_steps"]} steps of one article, on \
-{machine["threads"]} threads of {machine["processor"]}; {len(benchmark)} benchmark questions on \
-{articles} articles that nobody trained on, with 95 % intervals; exact match and F1 are of the \
-{answerable} with an answer. Nothing was trained for the first four. {seeds_sentence()}
+The first question on which full most beats chat. The committed run trains \
+{results["model"]["name"]} for {settings["max_steps"]} steps of one article each, on \
+{machine["threads"]} threads of {machine["processor"]}. {len(benchmark)} questions on {articles} \
+articles that nobody trained on measure it; brackets are 95 % intervals. Exact match and F1 count \
+the {answerable} questions with an answer. The first four rows are untrained. \
+{seeds_sentence()}
 
 {markdown_table(headline_rows(results))}
 
@@ -54,8 +56,9 @@ def seeds_sentence() -> str:
     longest = full[full["steps"] == (steps := full["steps"].max())]
     scores = " and ".join(f"{longest[key].mean():.2f}" for key in ("exact", "f1"))
     return (
-        f"This is one seed, and seeds of one setting differ by {spread:.2f} in F1 (SD). After one "
-        f"pass over all articles, {steps} steps, full has {scores} (mean of {len(longest)} seeds)."
+        f"This is one seed; seeds of one setting differ by {spread:.2f} in F1 on average (SD). One "
+        f"pass over all articles ({steps} steps, on {longest['processor'].max()}) brings full to "
+        f"exact match and token F1 {scores}, the mean of {len(longest)} seeds."
     )
 
 

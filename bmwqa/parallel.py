@@ -15,15 +15,15 @@ def processes() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-WINDOW = 50  # steps, in which articles change places; that of transformers' LengthGroupedSampler
+WINDOW = 50  # steps whose articles are sorted by length together, as LengthGroupedSampler does
 
 
-def similar_lengths(groups: list[dict], count: int, seed: int) -> list[dict]:
+def similar_lengths(groups, count: int, seed: int):
     """The groups in the order for `count` processes: groups of similar length share a step.
 
     Processes wait for the longest article of their step: experiments/balance.py has what that
-    costs. Articles change places within WINDOW steps, whose order is random. One process keeps the
-    order of `groups`.
+    costs. Articles change places within WINDOW steps, whose order is random. For one process,
+    `groups` stays as it is; else this is a `Subset`.
     """
     if count == 1:
         return groups

@@ -128,7 +128,7 @@ def lora_model(run: Run) -> PeftModel:
 
 
 def pruned_model(run: Run, share: float = 0.25) -> tuple:
-    """(model, teacher, notes): the saved full model without a share of its layers, and whole.
+    """(model, teacher, notes): full without a share of its layers, and full as its teacher.
 
     The layers are chosen on the two shortest articles of the steps. notes: for training.json.
     """
@@ -141,7 +141,7 @@ def pruned_model(run: Run, share: float = 0.25) -> tuple:
 
 
 SAVE_STEPS = 10  # between checkpoints to go on from; none is kept after the training
-# these change nothing that is learnt, or what they change is in the hash by itself
+# settings that do not change the training, or whose effect is in the hash by itself
 NOT_IN_HASH = {"model", "revision", "offline_model", "processed_dir", "out_dir", "train_kinds"}
 NOT_IN_HASH |= {"max_new_tokens", "max_new_tokens_about", "benchmark", "precision"}
 NOT_IN_HASH |= {"learning_rate_full", "learning_rate_lora", "max_tokens", "report_to"}
@@ -150,7 +150,7 @@ NOT_IN_HASH |= {"learning_rate_full", "learning_rate_lora", "max_tokens", "repor
 def run_name(run: Run, variant: str, learning_rate: float, notes: dict) -> str:
     """The name of a run's folder, which holds a hash of all that changes the run.
 
-    The hash is the same for any number of processes, which follows it: "-x2".
+    The hash does not depend on the number of processes; a suffix as "-x2" names it.
     """
     settings = run.settings
     hashed = [run.used, variant, learning_rate, settings.model_dump(exclude=NOT_IN_HASH)]
@@ -161,10 +161,10 @@ def run_name(run: Run, variant: str, learning_rate: float, notes: dict) -> str:
     return f"{run.folder(variant).name}-{mark}" + (f"-x{processes()}" if processes() > 1 else "")
 
 
-def training_arguments(run: Run, variant: str, learning_rate: float, notes: dict, products):
+def training_arguments(run: Run, variant: str, learning_rate: float, notes: dict, product_dtype):
     """The TrainingArguments of a variant; its folder is `run_name`.
 
-    products: the dtype in which fp32 weights are multiplied (autocast).
+    product_dtype: in which fp32 weights are multiplied (autocast).
     """
     settings, stops = run.settings, run.settings.early_stopping is not None
     name = run_name(run, variant, learning_rate, notes)
@@ -196,7 +196,7 @@ def training_arguments(run: Run, variant: str, learning_rate: float, notes: dict
         ddp_find_unused_parameters=False,
         disable_tqdm=True,
         seed=settings.seed,
-        **hardware_arguments(products),
+        **hardware_arguments(product_dtype),
     )
 
 
@@ -228,13 +228,14 @@ def step_loss(outputs, labels: torch.Tensor, num_items_in_batch: torch.Tensor) -
 
 
 def make_trainer(run: Run, variant: str, model, rate: float, teacher=None, **notes) -> Trainer:
-    """The stock Trainer; ours are the order of the steps, the batch and the loss."""
+    """The stock Trainer; ours are the steps, the batch, the loss and an optimizer for bf16."""
     optimizer = optimizer_for(model, rate)
-    products = run.dtype if optimizer is None else torch.float32  # bf16 weights need no autocast
-    arguments = training_arguments(run, variant, rate, notes, products)
+    # bf16 weights need no autocast
+    product_dtype = run.dtype if optimizer is None else torch.float32
+    arguments = training_arguments(run, variant, rate, notes, product_dtype)
     arguments._n_gpu = min(arguments.n_gpu, 1)  # more GPUs need more processes, a batch is a row
-    kind = Trainer if teacher is None else partial(Distillation, teacher=teacher)
-    trainer = kind(
+    trainer_class = Trainer if teacher is None else partial(Distillation, teacher=teacher)
+    trainer = trainer_class(
         model,
         arguments,
         data_collator=lambda batch: run.checks.collate(*batch),
@@ -253,7 +254,7 @@ def make_trainer(run: Run, variant: str, model, rate: float, teacher=None, **not
 
 
 def train(run: Run, variant: str, model, rate: float, teacher=None, **notes) -> dict:
-    """What training.json says of a variant, after it was trained and saved, whole or not at all.
+    """Train and save a variant, whole or not at all, and give back its training.json.
 
     A variant that is there with these settings, trained by any number of processes, is not trained
     again. rate: of learning.

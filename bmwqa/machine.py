@@ -12,7 +12,7 @@ import torch
 
 
 def choose_precision(wanted: str = "auto") -> tuple[torch.dtype, str]:
-    """The dtype of matrix products, and one line that says why.
+    """The dtype of weights and matrix products, and one line that says why. Adapters are fp32.
 
     wanted: "bf16" or "fp32"; "auto": bf16 where this machine has instructions for it.
     """
@@ -32,9 +32,9 @@ def choose_precision(wanted: str = "auto") -> tuple[torch.dtype, str]:
     return dtype, f"Matrix products in {'bf16' if fast else 'fp32'}: {reason}."
 
 
-def hardware_arguments(dtype: torch.dtype) -> dict[str, bool]:
-    """What TrainingArguments needs here, for fp32 weights and matrix products in `dtype`."""
-    return {"use_cpu": not torch.accelerator.is_available(), "bf16": dtype == torch.bfloat16}
+def hardware_arguments(autocast: bool = False) -> dict[str, bool]:
+    """What TrainingArguments needs here. autocast: fp32 weights are multiplied in bf16."""
+    return {"use_cpu": not torch.accelerator.is_available(), "bf16": autocast}
 
 
 def machine() -> dict:

@@ -166,17 +166,20 @@ def check_machine(model, folder: Path, dtype: torch.dtype = torch.float32) -> st
 
     Full fine-tuning with AdamW keeps weights, gradients and two moments in each process: 16 bytes
     per weight in fp32, 10 in bf16, with what Kahan's sum keeps. FSDP divides them. What a step
-    computes is not estimated. On disk, three models and a checkpoint with its moments take 24 bytes
-    per weight at most.
+    computes is not estimated. On disk, three checkpoints with their moments lie beside each other
+    until the oldest is deleted: 36 bytes per weight, 24 in bf16.
     """
     weights = sum(weight.numel() for weight in model.parameters())
-    kept = 10 if dtype == torch.bfloat16 else 16
+    kept, disk_bytes = (10, 24) if dtype == torch.bfloat16 else (16, 36)
     processes, here = (int(os.environ.get(f"{name}WORLD_SIZE", 1)) for name in ("", "LOCAL_"))
     need, there = here * kept * weights / 1e9, psutil.virtual_memory().total / 1e9
     if torch.cuda.is_available():
         need /= here * (processes if "ACCELERATE_USE_FSDP" in os.environ else 1)
         there = torch.cuda.get_device_properties(0).total_memory / 1e9
-    disk, place = 24 * weights / 1e9, next(p for p in (folder, *folder.parents) if p.exists())
+    disk, place = (
+        disk_bytes * weights / 1e9,
+        next(p for p in (folder, *folder.parents) if p.exists()),
+    )
     free = shutil.disk_usage(place).free / 1e9
     if need > there:
         problem = f"Full fine-tuning keeps {need:.1f} GB in memory, this machine has {there:.1f} GB"

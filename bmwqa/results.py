@@ -64,7 +64,7 @@ class Training(Record):  # training.json, beside each trained model
     eval_losses: list[dict[Literal["step", "loss"], float]]
     articles: list[str]  # of all steps; with n processes, n of each
     questions: Count  # in all steps
-    precision: str  # dtype of matrix products
+    precision: str  # dtype of weights and matrix products; adapters are fp32
     seconds_per_step: PositiveFloat  # median
     peak_memory_gb: PositiveFloat  # 1e9 bytes, see `PeakMemory`
     trainable_parameters: Count

@@ -94,7 +94,7 @@ class Run:
     settings: Settings
     used: dict[str, str]  # the base, see `resolve_model`
     tokenizer: object
-    dtype: torch.dtype  # of matrix products
+    dtype: torch.dtype  # of weights and matrix products; adapters are fp32
     checks: Preflight  # how the model is computed
     steps: Sequence[dict]  # one group of `group_by_article` per step and process
     held_out: list[dict]  # groups
@@ -157,15 +157,13 @@ def run_name(run: Run, variant: str, learning_rate: float, notes: dict) -> str:
     hashed += [str(run.dtype), run.checks.collate.__name__]
     hashed += [list(islice(run.steps, settings.max_steps)), run.held_out]
     hashed += [notes] if notes else []
+    hashed += ["Kahan"] if run.dtype == torch.bfloat16 and variant != "lora" else []
     mark = hashlib.sha256(json.dumps(hashed).encode()).hexdigest()[:8]
     return f"{run.folder(variant).name}-{mark}" + (f"-x{processes()}" if processes() > 1 else "")
 
 
-def training_arguments(run: Run, variant: str, learning_rate: float, notes: dict, product_dtype):
-    """The TrainingArguments of a variant; its folder is `run_name`.
-
-    product_dtype: in which fp32 weights are multiplied (autocast).
-    """
+def training_arguments(run: Run, variant: str, learning_rate: float, notes: dict, autocast: bool):
+    """The TrainingArguments of a variant; its folder is `run_name`."""
     settings, stops = run.settings, run.settings.early_stopping is not None
     name = run_name(run, variant, learning_rate, notes)
     folder = ROOT / settings.out_dir / "runs"
@@ -196,22 +194,22 @@ def training_arguments(run: Run, variant: str, learning_rate: float, notes: dict
         ddp_find_unused_parameters=False,
         disable_tqdm=True,
         seed=settings.seed,
-        **hardware_arguments(product_dtype),
+        **hardware_arguments(autocast),
     )
 
 
 def optimizer_for(model, rate: float) -> tuple[type, dict] | None:
-    """Trainer's `optimizer_cls_and_kwargs`: AdamW for bf16 weights; None: torch's, for fp32 ones.
+    """Trainer's `optimizer_cls_and_kwargs`: AdamW for bf16 weights; None: torch's, without any.
 
     What an update has beyond a weight's eight bits is kept in a second bf16 number (Kahan), and is
     added with the next one. beta2 is 0.99, because 0.999 changes a bf16 moment by less than its
     last bit.
     """
     weights = {weight.dtype for weight in model.parameters() if weight.requires_grad}
-    if weights != {torch.bfloat16}:
+    if torch.bfloat16 not in weights:
         return None
     options = {"betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0}
-    return optimi.AdamW, options | {"lr": rate, "kahan_sum": True}
+    return optimi.AdamW, options | {"lr": rate, "kahan_sum": True, "triton": False}
 
 
 def step_loss(outputs, labels: torch.Tensor, num_items_in_batch: torch.Tensor) -> torch.Tensor:
@@ -230,9 +228,8 @@ def step_loss(outputs, labels: torch.Tensor, num_items_in_batch: torch.Tensor) -
 def make_trainer(run: Run, variant: str, model, rate: float, teacher=None, **notes) -> Trainer:
     """The stock Trainer; ours are the steps, the batch, the loss and an optimizer for bf16."""
     optimizer = optimizer_for(model, rate)
-    # bf16 weights need no autocast
-    product_dtype = run.dtype if optimizer is None else torch.float32
-    arguments = training_arguments(run, variant, rate, notes, product_dtype)
+    autocast = run.dtype == torch.bfloat16 and optimizer is None
+    arguments = training_arguments(run, variant, rate, notes, autocast)
     arguments._n_gpu = min(arguments.n_gpu, 1)  # more GPUs need more processes, a batch is a row
     trainer_class = Trainer if teacher is None else partial(Distillation, teacher=teacher)
     trainer = trainer_class(

@@ -55,7 +55,7 @@ DEFAULTS = {  # the parameters of training.ipynb
     for name, parameter in papermill.inspect_notebook(str(TRAINING)).items()
 }
 VARIANTS = {"full": "full_ft", "lora": "lora", "pruned": "pruned_ft"}
-KEPT = ("learning_rate", "questions", "seconds_per_step", "trainable_parameters")
+KEPT = ("learning_rate", "questions", "processor", "trainable_parameters")
 SCORES = ("exact_match", "f1", "declined_rightly", "declined_wrongly", "yes_no", *RULE_KINDS)
 ALL = None  # all written questions, or one pass over all articles
 PARTS = {  # (written questions, steps, parameters)
@@ -91,8 +91,8 @@ def run_name(part: str, variant: str, count: int | None, steps: int | None, seed
 
 def processor() -> str:
     """What computes the steps: the GPU, or the CPU if there is none."""
-    about = machine()
-    return about["processor"] if about["device"] == "cpu" else about["device"]
+    here = machine()
+    return here["processor"] if here["device"] == "cpu" else here["device"]
 
 
 def train_run(variant: str, rows: list[dict], settings: Settings, share: float | None) -> dict:
@@ -156,7 +156,7 @@ def do_run(name: str, variant: str, setting: tuple, seed: int, rows: list, quest
         steps = len({row["article_id"] for row in short}) - DEFAULTS["HELD_OUT"]
     parameters = DEFAULTS | parameters | {"MAX_STEPS": steps, "EVAL_STEPS": steps, "SEED": seed}
     settings = read_settings(parameters | {"OUT_DIR": str(folder.relative_to(ROOT))})
-    mark = json.dumps([chosen, settings.model_dump(), share])
+    mark = json.dumps([chosen, settings.model_dump(), share, questions, MODEL])
     mark = hashlib.sha256(mark.encode()).hexdigest()[:12]
     if (folder / "mark.json").exists() and bq.read_json(folder / "mark.json")["mark"] != mark:
         shutil.rmtree(folder)  # of other rows or settings
@@ -173,13 +173,11 @@ def run_record(name, variant, written, seed, training, questions, answers) -> di
     """{"name", "part", "variant", "written", "steps", "seed", …, "scores", "answers"} of a run.
 
     layers_removed: how many layers "pruned" lost.
-
     answers: by question_id, as `answer_rows` gives them.
     """
     run = {"name": name, "part": name.split("-")[0], "variant": variant, "written": written}
     run |= {"steps": len(training["losses"]), "seed": seed} | {key: training[key] for key in KEPT}
     run["layers_removed"] = len(training.get("layers_removed", []))
-    run["processor"] = training["processor"]
     by_question = {q["question_id"]: a for q, a in zip(questions, answers, strict=True)}
     return run | {"scores": scores_of(answers, questions), "answers": by_question}
 
@@ -218,7 +216,8 @@ def differences(runs: list[dict], questions: list[dict]) -> list[dict]:
     The F1 of a question is its mean over the seeds. Only answerable questions of the benchmark.
     """
     contexts = {question["article_id"]: question["context"] for question in questions}
-    answers = {run["name"]: run["answers"] for run in runs}
+    ids = {question["question_id"] for question in questions}
+    answers = {run["name"]: run["answers"] for run in runs if ids <= run["answers"].keys()}
     answers["picker"] = {
         question["question_id"]: {"answer": pick_span(question)}
         | dict.fromkeys(("stopped", "nll", "nll_tokens"), 0)
@@ -234,12 +233,11 @@ def differences(runs: list[dict], questions: list[dict]) -> list[dict]:
     rows = []
     for pair, (first, second) in COMPARED.items():
         sides = [f1.filter(regex=f"^{re.escape(start)}") for start in (first, second)]
-        if all(side.shape[1] for side in sides):
+        seeds = [side.shape[1] for side in sides]
+        if all(seeds) and (second == "picker" or seeds[0] == seeds[1]):
             clusters = f1.index.get_level_values("article_id")
             means = [side.astype(float).mean(axis=1) for side in sides]
-            seeds = [side.shape[1] for side in sides]
-            row = {"pair": pair, "seeds": seeds}
-            rows.append(row | paired_difference(*means, clusters))
+            rows.append({"pair": pair, "seeds": seeds} | paired_difference(*means, clusters))
     return rows
 
 
@@ -332,6 +330,8 @@ def draw(runs: list[dict]) -> None:
     for ax, (part, variants, key, axis) in zip(axes, PANELS, strict=True):
         for variant in variants:
             lines = [group for ids, group in groups if ids[:2] == (part, variant)]
+            if not lines:
+                continue
             x = [group[0][key] for group in lines]
             f1 = [[run["scores"]["f1"] for run in group] for group in lines]
             color = COLORS[variant]
@@ -350,10 +350,12 @@ def draw(runs: list[dict]) -> None:
 
 
 def save(runs: list[dict], questions: list[dict]) -> None:
-    """Write answers, figures, plot and page; other runs of earlier calls stay."""
+    """Write answers, figures, plot and page; runs of earlier calls stay."""
     known = {run["name"]: run for run in [*read_runs(), *runs]}
     lines = [json.dumps(run, ensure_ascii=False) + "\n" for run in known.values()]
-    ANSWERS.write_bytes(gzip.compress("".join(lines).encode(), mtime=0))
+    temporary = ANSWERS.with_suffix(".new")
+    temporary.write_bytes(gzip.compress("".join(lines).encode(), mtime=0))
+    temporary.replace(ANSWERS)
     plain = [{key: run[key] for key in run if key != "answers"} for run in known.values()]
     results = {"model": MODEL, "runs": plain}
     results["differences"] = differences(list(known.values()), questions)
@@ -375,7 +377,9 @@ def read_options() -> argparse.Namespace:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("parts", nargs="*", default=list(PARTS), metavar="PART")
-    parser.add_argument("--seeds", type=int, default=3, help="of each run; mission: always one")
+    parser.add_argument(
+        "--seeds", type=int, default=3, choices=(1, 2, 3), help="of each run; mission: always one"
+    )
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
@@ -388,12 +392,14 @@ def main() -> None:
     rows = bq.load_rows(ROOT / "data/processed/train.jsonl")
     questions = evaluation_questions()
     for part in options.parts:
+        done = []
         seeds = [42] if part == "mission" else [42, 43, 44][: options.seeds]
         variants = [v for v in options.variants if (v == "pruned") == (part == "layers")]
         for seed, setting, variant in product(seeds, PARTS[part], variants):
             share = "".join(f"-{value}" for key, value in setting[2].items() if key == "share")
             name = run_name(part + share, variant, *setting[:2], seed)
-            save([do_run(name, variant, setting, seed, rows, questions)], questions)
+            done.append(do_run(name, variant, setting, seed, rows, questions))
+        save(done, questions)
     print(experiments_section(bq.read_json(RESULTS)))
 
 

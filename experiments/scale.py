@@ -256,7 +256,7 @@ def scale_section(results: dict, speed: dict) -> str:
             f"{everything['articles']:,} articles with all questions on each.",
             "",
             "**Reckoned, not measured:** hours of one pass over the articles by the method named, "
-            "a step being one article per machine.",
+            "a step being one article per machine, with fp32 weights and bf16 products.",
             "",
             markdown_table(paper_rows(results, speed)),
             "",

@@ -102,7 +102,7 @@ class Way:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of matrix products, of the weights that LoRA freezes, and of all weights in ours."""
+        """Of matrix products and of frozen weights; in ours, of all but the adapter's."""
         return choose_precision(self.precision)[0]
 
 
@@ -144,8 +144,8 @@ def load(model_name: str, dtype: torch.dtype):
 def load_for_training(model_name: str, method: str, name: str):
     """The model with its adapter, attention and checkpointing, for a way of WAYS."""
     way = WAYS[name]
-    casts = method == "full" and not name.startswith("ours")
-    model = load(model_name, torch.float32 if casts else way.dtype)
+    fp32_weights = method == "full" and not name.startswith("ours")
+    model = load(model_name, torch.float32 if fp32_weights else way.dtype)
     set_seed(0)
     if method == "lora":
         targets = ["q_proj", "v_proj"]

@@ -256,7 +256,7 @@ def make_trainer(model, folder, groups: list[dict], callbacks=(), **changes) -> 
     settings |= dict(train_sampling_strategy="sequential", save_strategy="no", save_total_limit=2)
     settings |= dict(logging_steps=1, logging_nan_inf_filter=False, disable_tqdm=True)
     settings |= dict(remove_unused_columns=False, dataloader_pin_memory=False)
-    settings |= run.hardware_arguments(torch.float32) | changes
+    settings |= run.hardware_arguments() | changes
     trainer = Trainer(
         model=model,
         args=TrainingArguments(str(folder), **settings),

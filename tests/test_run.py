@@ -6,13 +6,14 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import optimi
 import pytest
 import torch
 from conftest import PARAMETERS
 from test_processes import make_group, make_run
 
 from bmwqa.checkpoints import last_checkpoint
-from bmwqa.run import base_model, make_trainer, plan_steps
+from bmwqa.run import base_model, make_trainer, optimizer_for, plan_steps
 from bmwqa.settings import read_settings
 
 
@@ -69,6 +70,16 @@ def test_bf16_weights_learn_as_fp32_ones_and_go_on_after_a_kill(tiny_model_folde
     shutil.rmtree(Path(resumed.args.output_dir, "checkpoint-12"))  # as after a kill in step 11
     resumed.train(resume_from_checkpoint=last_checkpoint(resumed.args.output_dir))
     assert losses(resumed) == losses(trainer)
+
+
+def test_bf16_weights_that_are_trained_get_kahans_sum_and_frozen_ones_do_not():
+    layers = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    assert optimizer_for(layers, 1e-3) is None
+    layers[0].to(torch.bfloat16)
+    optimizer, options = optimizer_for(layers, 1e-3)
+    assert optimizer is optimi.AdamW and options["kahan_sum"]
+    layers[0].requires_grad_(False)
+    assert optimizer_for(layers, 1e-3) is None
 
 
 # --------------------------------------------------------------------------------------------------

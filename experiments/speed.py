@@ -38,6 +38,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
@@ -46,6 +47,7 @@ from statistics import fmean, median
 
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.helpers import disable_input_dtype_casting
 from torch.nn.functional import cross_entropy
 from transformers import (
     AutoConfig,
@@ -228,7 +230,8 @@ def train(
     for callback in (StepReport(groups, way), *callbacks):
         trainer.add_callback(callback)
     wall, cpu = time.perf_counter(), time.process_time()
-    with PeakMemory() as peak:
+    ours = way.startswith("ours")
+    with PeakMemory() as peak, disable_input_dtype_casting(model) if ours else nullcontext():
         trainer.train()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     log = [entry for entry in trainer.state.log_history if "loss" in entry]

@@ -171,7 +171,7 @@ def test_keywords_of_the_libraries_exist():
     source = (bq.ROOT / "bmwqa" / "run.py").read_text(encoding="utf-8")
     for call in ast.walk(ast.parse(source)):
         name = getattr(call.func, "id", "") if isinstance(call, ast.Call) else ""
-        name = "Trainer" if name == "kind" else name  # or that of `Distillation`
+        name = "Trainer" if name == "trainer_class" else name  # or that of `Distillation`
         if name in known:
             called.add(name)
             for keyword in call.keywords:

@@ -89,14 +89,21 @@ def mark_answers(context: str, question: str, answers: dict[str, str]) -> list[t
     nearest = sorted(sentences, key=lambda s: len(about & content_words(s)), reverse=True)
     plain, marks = {s: normalize(s) for s in nearest}, {s: [] for s in nearest}
     for variant, answer in answers.items():
-        answer = normalize(answer)
-        around = [s for s in nearest if holds(plain[s], answer)]
-        within = [s for s in nearest if holds(answer, plain[s]) and len(plain[s].split()) > 3]
-        if answer in ("", "yes", "no"):
-            around = []
-        for sentence in around[:1] or within:
+        for sentence in sentences_of(normalize(answer), plain):
             marks[sentence].append(variant)
     return [(sentence, ", ".join(marks[sentence]) or None) for sentence in sentences]
+
+
+def sentences_of(answer: str, plain: dict[str, str]) -> list[str]:
+    """The first sentence that holds an answer, else those that a longer answer holds.
+
+    answer: normalised. plain: {sentence: normalised}. Yes and no stand in no sentence.
+    """
+    if answer not in ("", "yes", "no"):
+        around = [sentence for sentence in plain if holds(plain[sentence], answer)]
+        if around:
+            return around[:1]
+    return [s for s in plain if holds(answer, plain[s]) and len(plain[s].split()) > 3]
 
 
 def open_page(room: PressRoom, **options) -> tuple:

@@ -5,6 +5,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import BinaryIO
@@ -24,13 +25,21 @@ def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
 
 
 def write_text(path: str | Path, text: str | Iterable[str]) -> None:
-    """Write a text, or its pieces, whole or not at all: a reader sees the old file or the new."""
+    """Write a text, or its pieces, as UTF-8, whole or not at all."""
+    with whole_file(path) as file:
+        for piece in [text] if isinstance(text, str) else text:
+            file.write(piece.encode())
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[BinaryIO]:
+    """A file to write bytes to, whole or not at all: a reader sees the old file or the new."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with open(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.writelines([text] if isinstance(text, str) else text)
+        with open(handle, "wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp gives 0o600, which other users could not read

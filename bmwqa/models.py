@@ -173,25 +173,34 @@ def load_model(
         need = "Train it first: run training.ipynb from its top, or `make run`."
         raise ValueError(f"{name} is missing. {need}")
     folder, _ = _locate(str(name), revision)
-    config = folder / "adapter_config.json"
-    if config.exists():  # outside of `try`: a broken base names itself
-        adapter = read_json(config, ("base_model_name_or_path", "revision"))
-        place = (adapter["base_model_name_or_path"], adapter["revision"])
-        base = load_model(*place, torch.float32 if merge else dtype, attention=attention)
+    is_adapter = (folder / "adapter_config.json").exists()
+    # outside of `try`: a broken base names itself
+    base = _load_base(folder, torch.float32 if merge else dtype, attention) if is_adapter else None
     try:
-        if config.exists():
-            model = PeftModel.from_pretrained(base, folder)
-            model = model.merge_and_unload().to(dtype) if merge else model
-        else:
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        model = _read_weights(folder, dtype, base, merge)
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         need = "Delete it; then train or fetch it again."
         if not (folder / "training.json").exists():
             need = "Need config.json and model.safetensors, as `save_pretrained` writes them."
         raise ValueError(f"{folder} holds no whole model ({error}). {need}") from error
-    if attention is not None and not config.exists():
+    if attention is not None and not is_adapter:
         model.set_attn_implementation(attention)
     return model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu").eval()
+
+
+def _load_base(folder: Path, dtype: torch.dtype, attention: str | None):
+    """The base that the adapter in `folder` names."""
+    keys = ("base_model_name_or_path", "revision")
+    adapter = read_json(folder / "adapter_config.json", keys)
+    return load_model(*(adapter[key] for key in keys), dtype, attention=attention)
+
+
+def _read_weights(folder: Path, dtype: torch.dtype, base, merge: bool):
+    """The model in `folder`; of an adapter, beside its `base`, or merged into it."""
+    if base is None:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    model = PeftModel.from_pretrained(base, folder)
+    return model.merge_and_unload().to(dtype) if merge else model
 
 
 def save_finished(folder: str | Path, model, tokenizer, training: dict | None = None) -> None:

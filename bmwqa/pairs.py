@@ -130,13 +130,18 @@ def _fault(line: dict, contexts: dict[str, str], skip_others: bool) -> str:
     if article_id not in contexts:
         need = "Add its file to the training articles, or delete the line."
         return "" if skip_others else f"there is no article {article_id!r}. {need}"
+    return _answer_fault(kind, answers[0], article_id, contexts[article_id])
+
+
+def _answer_fault(kind: str, answer: str, article_id: str, context: str) -> str:
+    """What is wrong with the first answer to a question of a kind, or ""."""
     fixed = {"yes_no": ("Yes", "No"), "unanswerable": (UNANSWERABLE,)}.get(kind)
-    if fixed and answers[0] not in fixed:
-        need = " or ".join(map(repr, fixed))
-        return f"the answer is {answers[0]!r}, {kind} needs {need}. Correct it."
-    if not fixed and answers[0] not in contexts[article_id]:
+    if fixed is None and answer not in context:
         need = "Copy it, letter for letter, from its title, date or text."
-        return f"the answer {answers[0]!r} does not stand in {article_id}. {need}"
+        return f"the answer {answer!r} does not stand in {article_id}. {need}"
+    if fixed is not None and answer not in fixed:
+        need = " or ".join(map(repr, fixed))
+        return f"the answer is {answer!r}, {kind} needs {need}. Correct it."
     return ""
 
 

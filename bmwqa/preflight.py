@@ -48,11 +48,8 @@ def check_all(model, tokenizer, groups, settings: Settings, folder: Path) -> Pre
     exact, one_pass = check_exact(model, tokenizer, extremes)
     reason = why_not_prunable(model)
     pruning = f"no: {reason}; the smaller model is left out" if reason else "layers can be cut out"
-    lines += [
-        one_pass,
-        f"pruning: {pruning}",
-        check_machine(model, folder, choose_precision(settings.precision)[0]),
-    ]
+    dtype, _ = choose_precision(settings.precision)
+    lines += [one_pass, f"pruning: {pruning}", check_machine(model, folder, dtype)]
     plain = {} if exact else {"collate": separate_rows, "attention": None}
     return Preflight(prunable=not reason, lines=lines, one_pass=one_pass, **plain)
 
@@ -119,23 +116,13 @@ def check_exact(model, tokenizer, groups: list[dict]) -> tuple[bool, str]:
     ends, gaps = end_tokens(model.generation_config, tokenizer), []
     ours = model.config._attn_implementation
     try:
-        for group in groups:
-            model.set_attn_implementation(ours)
-            reading = read_article(model, group)
-            nll = torch.tensor([answer.sum() for answer in reading.nll])
-            first = group is groups[0]
-            caps = [
-                NEW_TOKENS if first or branch is group["branches"][-1] else 0
-                for branch in group["branches"]
-            ]
-            ids = answer_questions(model, [reading], ends, caps)
-            chosen = "eager" if first else model.get_correct_attn_implementation(None)
-            model.set_attn_implementation(chosen)
-            plain, plain_ids = answer_apart(model, [group], ends, caps)
-            if any(cap and a != b for cap, a, b in zip(caps, ids, plain_ids, strict=True)):
+        for number, group in enumerate(groups):
+            first = number == 0
+            plain = "eager" if first else model.get_correct_attn_implementation(None)
+            same_tokens, gap = compare_with_rows(model, group, ends, ours, plain, answer_all=first)
+            if not same_tokens:
                 return False, "one pass: answers differ from generate's, so rows stay separate"
-            plain_nll = torch.tensor([answer["nll"] for answer in plain])
-            gaps.append((nll - plain_nll).abs().max() / plain_nll.mean())
+            gaps.append(gap)
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
         reason = " ".join(str(error).split())[:80]
         return False, f"one pass: {type(error).__name__} ({reason}), so rows stay separate"
@@ -146,6 +133,27 @@ def check_exact(model, tokenizer, groups: list[dict]) -> tuple[bool, str]:
         return False, f"one pass: losses are off by a relative {worst:.0e}, so rows stay separate"
     line = f"one pass per article: same losses as separate rows, up to a relative {worst:.0e}"
     return True, f"{line}, and the same tokens as generate"
+
+
+def compare_with_rows(
+    model, group: dict, ends: list[int], ours: str, plain: str, answer_all: bool
+) -> tuple[bool, torch.Tensor]:
+    """(same new tokens, largest relative gap of the losses) of one pass and of separate rows.
+
+    ours, plain: the attention of one pass and that of the rows. answer_all: all questions of the
+    group are answered, else its last.
+    """
+    caps = [NEW_TOKENS if answer_all else 0] * len(group["branches"])
+    caps[-1] = NEW_TOKENS
+    model.set_attn_implementation(ours)
+    reading = read_article(model, group)
+    nll = torch.tensor([answer.sum() for answer in reading.nll])
+    ids = answer_questions(model, [reading], ends, caps)
+    model.set_attn_implementation(plain)
+    rows, row_ids = answer_apart(model, [group], ends, caps)
+    row_nll = torch.tensor([row["nll"] for row in rows])
+    same_tokens = all(a == b for cap, a, b in zip(caps, ids, row_ids, strict=True) if cap)
+    return same_tokens, (nll - row_nll).abs().max() / row_nll.mean()
 
 
 def why_not_prunable(model) -> str:
@@ -169,23 +177,31 @@ def check_machine(model, folder: Path, dtype: torch.dtype = torch.float32) -> st
     computes is not estimated. On disk, three checkpoints with their moments lie beside each other
     until the oldest is deleted: 36 bytes per weight, 24 in bf16.
     """
-    weights = sum(weight.numel() for weight in model.parameters())
-    kept, disk_bytes = (10, 24) if dtype == torch.bfloat16 else (16, 36)
-    processes, here = (int(os.environ.get(f"{name}WORLD_SIZE", 1)) for name in ("", "LOCAL_"))
-    need, there = here * kept * weights / 1e9, psutil.virtual_memory().total / 1e9
-    if torch.cuda.is_available():
-        need /= here * (processes if "ACCELERATE_USE_FSDP" in os.environ else 1)
-        there = torch.cuda.get_device_properties(0).total_memory / 1e9
-    disk, place = (
-        disk_bytes * weights / 1e9,
-        next(p for p in (folder, *folder.parents) if p.exists()),
-    )
-    free = shutil.disk_usage(place).free / 1e9
+    billions = sum(weight.numel() for weight in model.parameters()) / 1e9
+    in_memory, on_disk = (10, 24) if dtype == torch.bfloat16 else (16, 36)
+    need, there = in_memory * billions * copies_here(), memory_gb()
     if need > there:
         problem = f"Full fine-tuning keeps {need:.1f} GB in memory, this machine has {there:.1f} GB"
         raise ValueError(f"{problem}. Use a smaller MODEL or a larger machine.")
+    place = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    disk, free = on_disk * billions, shutil.disk_usage(place).free / 1e9
     if disk > free:
         problem = f"Models and checkpoints take {disk:.1f} GB, {place} has {free:.1f} GB free"
         raise ValueError(f"{problem}. Make room, or set OUT_DIR to another disk.")
     memory = f"memory: {need:.1f} GB and what a step computes, of {there:.1f}"
     return f"{memory}; disk: {disk:.1f} GB of {free:.1f}"
+
+
+def copies_here() -> float:
+    """How many copies of a model in training share a memory; a part of one under FSDP."""
+    if not torch.cuda.is_available():
+        return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    divided = "ACCELERATE_USE_FSDP" in os.environ
+    return 1 / int(os.environ.get("WORLD_SIZE", 1)) if divided else 1
+
+
+def memory_gb() -> float:
+    """The memory (1e9 bytes) in which a model is trained: a GPU's, or the machine's."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_properties(0).total_memory / 1e9
+    return psutil.virtual_memory().total / 1e9

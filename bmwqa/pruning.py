@@ -46,6 +46,7 @@ def keep_layers(model, layers: list, lists: dict[str, list], numbers: list[int])
         setattr(model.config, name, [values[i] for i in numbers])
 
 
+HEALING = 2  # times full's learning rate
 WEIGHT = 5.0  # of the distance to the teacher, beside the loss of the answers
 
 

@@ -124,26 +124,37 @@ def verdict(results: dict) -> list[str]:
     costs = results["trade_off"]["variants"]
     ranked = sorted(scores, key=lambda name: scores[name]["f1"]["mean"], reverse=True)
     best, rival = (next(n for n in ranked if n in names) for names in (TRAINED, BASELINES))
-    exact_match = {name: with_interval(row["exact_match"]) for name, row in scores.items()}
-    f1 = {name: with_interval(row["f1"]) for name, row in scores.items()}
-    gain, full_lora = pairs[f"{best} - {rival}"], pairs["full - lora"]
+    gain = pairs[f"{best} - {rival}"]
     worth = "is" if gain["shown"] and gain["difference"] > 0 else "is not"
-    better = f"{'full' if full_lora['difference'] > 0 else 'lora'} is the better one"
-    controls, f1_with = results["controls"], []
-    for name, row in controls["conditions"].items():
-        f1_with.append(f"{with_interval(row['f1'])} with {CONTEXTS[name]}")
     return [
         f"Training {worth} shown to beat the best answer without it, on the {NAMES[headline]} "
-        f"questions. **{best}: exact match {exact_match[best]}, token F1 {f1[best]}**; "
-        f"{rival}: exact match {exact_match[rival]}, token F1 {f1[rival]}. "
+        f"questions. **{best}: {_headlines(scores[best])}**; {rival}: {_headlines(scores[rival])}. "
         f"{_gap(gain, 'The difference in F1')}",
-        f"{better if full_lora['shown'] else 'full and lora are not told apart'}. "
-        f"{_gap(full_lora, 'full - lora')}",
+        _better(pairs["full - lora"]),
         f"The price: full, {_price(costs['full'])}; lora, {_price(costs['lora'])}.",
         _smaller(results, pairs),
-        f"The controls, full's F1 on answerable questions: {', '.join(f1_with)}. "
-        f"{_gap(controls['differences'][0], 'What its own article adds')}",
+        _controls(results["controls"]),
     ]
+
+
+def _headlines(scores: dict) -> str:
+    exact_match, f1 = (with_interval(scores[name]) for name in ("exact_match", "f1"))
+    return f"exact match {exact_match}, token F1 {f1}"
+
+
+def _better(full_lora: dict) -> str:
+    better = f"{'full' if full_lora['difference'] > 0 else 'lora'} is the better one"
+    sentence = better if full_lora["shown"] else "full and lora are not told apart"
+    return f"{sentence}. {_gap(full_lora, 'full - lora')}"
+
+
+def _controls(controls: dict) -> str:
+    conditions = controls["conditions"].items()
+    f1 = [f"{with_interval(row['f1'])} with {CONTEXTS[name]}" for name, row in conditions]
+    return (
+        f"The controls, full's F1 on answerable questions: {', '.join(f1)}. "
+        f"{_gap(controls['differences'][0], 'What its own article adds')}"
+    )
 
 
 def _gap(row: dict, name: str) -> str:

@@ -23,20 +23,23 @@ import shutil
 from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
+from typing import NamedTuple
 
 import matplotlib
+import pandas as pd
 import papermill
 import yaml
 
 import bmwqa_utils as bq
 from bmwqa.answers import answer_rows
 from bmwqa.baselines import pick_span
-from bmwqa.corpus import ROOT
+from bmwqa.corpus import ROOT, whole_file
 from bmwqa.dataset import tokenize_rows
 from bmwqa.machine import choose_precision, machine
 from bmwqa.models import load_model, load_tokenizer, resolve_model
 from bmwqa.pairs import RULE_KINDS
 from bmwqa.preflight import check_all
+from bmwqa.pruning import HEALING
 from bmwqa.report import markdown_table, page_with
 from bmwqa.run import Run, base_model, lora_model, plan_run, pruned_model, train
 from bmwqa.scores import holm, paired_difference, score_records
@@ -58,11 +61,22 @@ VARIANTS = {"full": "full_ft", "lora": "lora", "pruned": "pruned_ft"}
 KEPT = ("learning_rate", "questions", "processor", "trainable_parameters")
 SCORES = ("exact_match", "f1", "declined_rightly", "declined_wrongly", "yes_no", *RULE_KINDS)
 ALL = None  # all written questions, or one pass over all articles
-PARTS = {  # (written questions, steps, parameters)
-    "mission": [(0, 50, {key: MISSION[key] for key in MISSION if key in DEFAULTS})],
-    "questions": [(count, 50, {}) for count in (0, 300, 600, 1200, 2400)],
-    "steps": [(ALL, steps, {}) for steps in (25, 50, 100, ALL)],
-    "layers": [(ALL, 50, {"share": share}) for share in (0.1, 0.2, 0.25, 0.4, 0.5)],
+
+
+class Setting(NamedTuple):
+    """What a run is made of, beside its variant and its seed."""
+
+    written: int | None = ALL  # questions
+    steps: int | None = 50
+    parameters: dict = {}  # of training.ipynb
+    share: float | None = None  # of the layers that "pruned" loses
+
+
+PARTS = {
+    "mission": [Setting(0, parameters={key: MISSION[key] for key in MISSION if key in DEFAULTS})],
+    "questions": [Setting(written=count) for count in (0, 300, 600, 1200, 2400)],
+    "steps": [Setting(steps=steps) for steps in (25, 50, 100, ALL)],
+    "layers": [Setting(share=share) for share in (0.1, 0.2, 0.25, 0.4, 0.5)],
 }
 
 # --------------------------------------------------------------------------------------------------
@@ -83,10 +97,15 @@ def choose_rows(rows: list[dict], count: int | None, seed: int) -> list[dict]:
     return [row for row in rows if row["source"] == "rule"] + kept
 
 
-def run_name(part: str, variant: str, count: int | None, steps: int | None, seed: int) -> str:
-    """A run's folder: run_name("steps", "full", None, 25, 42) is "steps-full-all-25-42"."""
-    counts = "all" if count is None else count, "pass" if steps is None else steps
-    return f"{part}-{variant}-{counts[0]}-{counts[1]}-{seed}"
+def run_name(part: str, variant: str, setting: Setting, seed: int) -> str:
+    """A run's folder: run_name("steps", "full", Setting(steps=25), 42) is "steps-full-all-25-42".
+
+    A share stands after the part: "layers-0.1-pruned-all-50-42".
+    """
+    written = "all" if setting.written is None else setting.written
+    steps = "pass" if setting.steps is None else setting.steps
+    share = "" if setting.share is None else f"-{setting.share}"
+    return f"{part}{share}-{variant}-{written}-{steps}-{seed}"
 
 
 def processor() -> str:
@@ -118,7 +137,7 @@ def train_run(variant: str, rows: list[dict], settings: Settings, share: float |
     training = train(run, VARIANTS["full"], base_model(run), rate)
     if variant == "pruned":
         model, teacher, notes = pruned_model(run, share)
-        training = train(run, VARIANTS[variant], model, 2 * rate, teacher, **notes)
+        training = train(run, VARIANTS[variant], model, HEALING * rate, teacher, **notes)
     return training
 
 
@@ -145,28 +164,34 @@ def evaluation_questions() -> list[dict]:
     return bq.drop_long(questions, load_tokenizer(MODEL), DEFAULTS["MAX_TOKENS"])[0]
 
 
-def do_run(name: str, variant: str, setting: tuple, seed: int, rows: list, questions: list) -> dict:
+def do_run(
+    name: str, variant: str, setting: Setting, seed: int, rows: list[dict], questions: list[dict]
+) -> dict:
     """One run, trained and scored, see `run_record`. What is in its folder is not done again."""
-    count, steps, parameters = setting
-    share = parameters.get("share")
-    parameters = {key: value for key, value in parameters.items() if key != "share"}
-    chosen, folder = choose_rows(rows, count, seed), RUNS / "experiments" / name
-    if steps is None:  # one pass
-        short, _ = bq.drop_long(chosen, load_tokenizer(MODEL))
-        steps = len({row["article_id"] for row in short}) - DEFAULTS["HELD_OUT"]
-    parameters = DEFAULTS | parameters | {"MAX_STEPS": steps, "EVAL_STEPS": steps, "SEED": seed}
+    chosen, folder = choose_rows(rows, setting.written, seed), RUNS / "experiments" / name
+    steps = one_pass_steps(chosen) if setting.steps is None else setting.steps
+    parameters = (
+        DEFAULTS | setting.parameters | {"MAX_STEPS": steps, "EVAL_STEPS": steps, "SEED": seed}
+    )
     settings = read_settings(parameters | {"OUT_DIR": str(folder.relative_to(ROOT))})
-    mark = json.dumps([chosen, settings.model_dump(), share, questions, MODEL])
+    mark = json.dumps([chosen, settings.model_dump(), setting.share, questions, MODEL])
     mark = hashlib.sha256(mark.encode()).hexdigest()[:12]
     if (folder / "mark.json").exists() and bq.read_json(folder / "mark.json")["mark"] != mark:
         shutil.rmtree(folder)  # of other rows or settings
     if not (folder / "training.json").exists():
         bq.write_json(folder / "mark.json", {"mark": mark})
-        bq.write_json(folder / "training.json", train_run(variant, chosen, settings, share))
+        training = train_run(variant, chosen, settings, setting.share)
+        bq.write_json(folder / "training.json", training)
     training = bq.read_json(folder / "training.json")
     answers = answer_run(folder, variant, questions, settings)
     written = sum(row["source"] == "written" for row in chosen)
     return run_record(name, variant, written, seed, training, questions, answers)
+
+
+def one_pass_steps(rows: list[dict]) -> int:
+    """The steps in which each article with a row that is not too long comes once."""
+    short, _ = bq.drop_long(rows, load_tokenizer(MODEL))
+    return len({row["article_id"] for row in short}) - DEFAULTS["HELD_OUT"]
 
 
 def run_record(name, variant, written, seed, training, questions, answers) -> dict:
@@ -215,30 +240,35 @@ def differences(runs: list[dict], questions: list[dict]) -> list[dict]:
 
     The F1 of a question is its mean over the seeds. Only answerable questions of the benchmark.
     """
-    contexts = {question["article_id"]: question["context"] for question in questions}
-    ids = {question["question_id"] for question in questions}
-    answers = {run["name"]: run["answers"] for run in runs if ids <= run["answers"].keys()}
-    answers["picker"] = {
-        question["question_id"]: {"answer": pick_span(question)}
-        | dict.fromkeys(("stopped", "nll", "nll_tokens"), 0)
-        for question in questions
-    }
-    records = [
-        question | {name: given[question["question_id"]] for name, given in answers.items()}
-        for question in questions
-        if question["slice"] == "benchmark" and question["kind"] != "unanswerable"
-    ]
-    scores = score_records(records, contexts, list(answers))
-    f1 = scores.pivot(index=["article_id", "question_id"], columns="variant", values="f1")
-    rows = []
+    f1, rows = f1_by_question(runs, questions), []
+    clusters = f1.index.get_level_values("article_id")
     for pair, (first, second) in COMPARED.items():
         sides = [f1.filter(regex=f"^{re.escape(start)}") for start in (first, second)]
         seeds = [side.shape[1] for side in sides]
         if all(seeds) and (second == "picker" or seeds[0] == seeds[1]):
-            clusters = f1.index.get_level_values("article_id")
-            means = [side.astype(float).mean(axis=1) for side in sides]
+            means = [side.mean(axis=1) for side in sides]
             rows.append({"pair": pair, "seeds": seeds} | paired_difference(*means, clusters))
     return rows
+
+
+def f1_by_question(runs: list[dict], questions: list[dict]) -> pd.DataFrame:
+    """F1 of the benchmark's answerable questions: a row per question, a column per run and picker.
+
+    Runs that lack an answer, as those of an earlier benchmark, have no column.
+    """
+    contexts = {question["article_id"]: question["context"] for question in questions}
+    ids = {question["question_id"] for question in questions}
+    answers = {run["name"]: run["answers"] for run in runs if ids <= run["answers"].keys()}
+    unscored = {"stopped": True, "nll": None, "nll_tokens": None}
+    records = []
+    for question in questions:
+        if question["slice"] == "benchmark" and question["kind"] != "unanswerable":
+            record = {name: given[question["question_id"]] for name, given in answers.items()}
+            record["picker"] = unscored | {"answer": pick_span(question)}
+            records.append(question | record)
+    scores = score_records(records, contexts, [*answers, "picker"])
+    f1 = scores.pivot(index=["article_id", "question_id"], columns="variant", values="f1")
+    return f1.astype(float)
 
 
 def difference_rows(rows: list[dict]) -> list[dict[str, str]]:
@@ -326,22 +356,16 @@ COLORS = {"full": "C0", "lora": "C1", "pruned": "C2"}
 def draw(runs: list[dict]) -> None:
     """Plot F1 by questions, steps and layers removed; bands span all seeds."""
     fig, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained", sharey=True)
-    groups = by_setting(runs).items()
+    groups = by_setting(runs)
     for ax, (part, variants, key, axis) in zip(axes, PANELS, strict=True):
         for variant in variants:
-            lines = [group for ids, group in groups if ids[:2] == (part, variant)]
-            if not lines:
-                continue
-            x = [group[0][key] for group in lines]
-            f1 = [[run["scores"]["f1"] for run in group] for group in lines]
-            color = COLORS[variant]
-            ax.plot(x, [*map(mean, f1)], color + "-", marker="o", ms=3, label=variant)
-            ax.fill_between(x, [*map(min, f1)], [*map(max, f1)], color=color, alpha=0.15)
+            draw_line(ax, [g for ids, g in groups.items() if ids[:2] == (part, variant)], key)
         ax.set(xlabel=axis, ylim=(0, 0.7))
-    for ids, group in groups:
-        if ids[:2] == ("steps", "full") and ids[3] in (50, 100):
-            level, name = mean(run["scores"]["f1"] for run in group), f"full, {ids[3]} steps"
-            axes[2].axhline(level, color="C0", lw=0.8, ls=":" if ids[3] == 50 else "--", label=name)
+    for steps, style in ((50, ":"), (100, "--")):
+        full = [run for run in runs if run["name"].startswith(f"steps-full-all-{steps}-")]
+        if full:
+            level, name = mean(run["scores"]["f1"] for run in full), f"full, {steps} steps"
+            axes[2].axhline(level, color="C0", lw=0.8, ls=style, label=name)
     axes[0].set_ylabel("token F1, benchmark")
     handles = {line.get_label(): line for ax in axes for line in ax.get_lines()}
     fig.legend(handles.values(), handles, loc="outside lower center", ncols=5)
@@ -349,13 +373,22 @@ def draw(runs: list[dict]) -> None:
     plt.close(fig)
 
 
+def draw_line(ax, groups: list[list[dict]], key: str) -> None:
+    """F1 of one variant against `key`; groups: the runs of each setting, or nothing."""
+    if not groups:
+        return
+    variant, x = groups[0][0]["variant"], [group[0][key] for group in groups]
+    f1 = [[run["scores"]["f1"] for run in group] for group in groups]
+    ax.plot(x, [*map(mean, f1)], color=COLORS[variant], marker="o", ms=3, label=variant)
+    ax.fill_between(x, [*map(min, f1)], [*map(max, f1)], color=COLORS[variant], alpha=0.15)
+
+
 def save(runs: list[dict], questions: list[dict]) -> None:
     """Write answers, figures, plot and page; runs of earlier calls stay."""
     known = {run["name"]: run for run in [*read_runs(), *runs]}
     lines = [json.dumps(run, ensure_ascii=False) + "\n" for run in known.values()]
-    temporary = ANSWERS.with_suffix(".new")
-    temporary.write_bytes(gzip.compress("".join(lines).encode(), mtime=0))
-    temporary.replace(ANSWERS)
+    with whole_file(ANSWERS) as file:
+        file.write(gzip.compress("".join(lines).encode(), mtime=0))
     plain = [{key: run[key] for key in run if key != "answers"} for run in known.values()]
     results = {"model": MODEL, "runs": plain}
     results["differences"] = differences(list(known.values()), questions)
@@ -396,8 +429,7 @@ def main() -> None:
         seeds = [42] if part == "mission" else [42, 43, 44][: options.seeds]
         variants = [v for v in options.variants if (v == "pruned") == (part == "layers")]
         for seed, setting, variant in product(seeds, PARTS[part], variants):
-            share = "".join(f"-{value}" for key, value in setting[2].items() if key == "share")
-            name = run_name(part + share, variant, *setting[:2], seed)
+            name = run_name(part, variant, setting, seed)
             done.append(do_run(name, variant, setting, seed, rows, questions))
         save(done, questions)
     print(experiments_section(bq.read_json(RESULTS)))

@@ -14,11 +14,13 @@ from bmwqa.corpus import (  # noqa: F401  (for the notebooks)
     numbered_lines,
     read_json,
     read_jsonl,
+    require_texts,
     write_json,
     write_jsonl,
     write_text,
 )
 from bmwqa.pairs import load_questions, rule_pairs
+from bmwqa.settings import Settings
 
 ROW_KEYS = ("article_id", "source", "kind", "context", "question", "answer", "prompt")
 
@@ -40,10 +42,7 @@ def build_qa_pairs(article: dict, seed: int = 42, reasons: Counter | None = None
 
 
 def written_pairs(paths: list[str | Path], files: dict[str, Path]) -> dict[str, list[dict]]:
-    """{article id: pairs} of the questions that people wrote about the articles in `files`.
-
-    files: {article id: file}, as of `check_corpus`. Errors are those of `load_questions`.
-    """
+    """{article id: pairs} of the questions that people wrote about the articles in `files`."""
     ids = {str(line.get("article_id")) for path in paths for _, line in numbered_lines(path)}
     asked_about = {name: file for name, file in files.items() if name in ids}
     contexts = {name: article_context(load_article(file)) for name, file in asked_about.items()}
@@ -59,8 +58,7 @@ def corpus_rows(
 ) -> Iterator[dict]:
     """The rows of the articles in `files`, one article after the other: by rule, then `written`.
 
-    seed, reasons: as in `build_qa_pairs`; without a seed, no rows by rule. written: of
-    `written_pairs`. Memory holds one article.
+    Without a seed, there are no rows by rule. Memory holds one article.
     """
     for file in files:
         article = load_article(file)
@@ -77,8 +75,7 @@ def read_rows(path: str | Path, kinds: list[str] | None = None) -> Iterator[dict
     """
     kinds_there = {}
     for where, row in numbered_lines(path, ROW_KEYS):
-        if wrong := [key for key in ROW_KEYS if not isinstance(row[key], str)]:
-            raise ValueError(f"{where}: {wrong[0]!r} is {row[wrong[0]]!r}, need text. Correct it.")
+        require_texts(row, ROW_KEYS, where)
         kinds_there[row["kind"]] = True
         if kinds is None or row["kind"] in kinds:
             yield row
@@ -119,13 +116,33 @@ def load_benchmark(path: str | Path, contexts: dict[str, str]) -> list[dict]:
     return questions
 
 
+def evaluation_questions(tokenizer, settings: Settings) -> tuple[list[dict], list[dict]]:
+    """(questions, too long) of the evaluation: by rule, and of the benchmark.
+
+    ValueError: a file is missing or wrong, two questions share an id, or all are too long.
+    """
+    folder = ROOT / settings.processed_dir
+    read_json(folder / "manifest.json")
+    rows = load_rows(folder / "eval.jsonl")
+    questions = rule_made_questions(rows)
+    ids = {question["question_id"] for question in questions}
+    contexts = {row["article_id"]: row["context"] for row in rows}
+    for line in load_benchmark(ROOT / settings.benchmark, contexts):
+        if line["question_id"] in ids:
+            problem = f"{line['question_id']!r} is the id of a question by rule, too"
+            raise ValueError(f"{settings.benchmark}: {problem}. Choose another id.")
+        questions.append(line)
+    kept, dropped = drop_long(questions, tokenizer, settings.max_tokens)
+    require_rows(kept, dropped, settings.max_tokens)
+    return kept, dropped
+
+
 def control_questions(questions: list[dict], slice_name: str) -> dict[str, list[dict]]:
     """{"no_article", "other_article"}: a slice's answerable questions in the wrong context.
 
-    no_article: rows with an empty context. other_article: rows with the next article of
-    `questions`, the first after the last; no rows if there is only one article. "context_of" is the
-    id of the article in the prompt, or None. Unanswerable questions are left out: without their
-    article, declining would be just as right.
+    other_article: the next article of `questions`, the first after the last; no rows if there is
+    only one article. Unanswerable questions are left out: without their article, declining would be
+    just as right.
     """
     contexts = {row["article_id"]: row["context"] for row in questions}
     ids = list(contexts)
@@ -196,36 +213,35 @@ def encode_example(tokenizer, row: dict) -> dict[str, list[int]]:
     Article, question and answer are tokenized apart. Each begins on a new line, where Qwen's and
     SmolLM2's tokenizers cut anyway; so an article has the same ids with every question.
     """
-    (group,) = group_by_article([row], tokenizer)
-    prefix, (branch,) = group["prefix"], group["branches"]
+    prefix, branch = encode_prefix(tokenizer, row["context"]), encode_branch(tokenizer, row)
     labels = [IGNORE] * len(prefix) + branch["labels"]
     return {"input_ids": prefix + branch["input_ids"], "labels": labels}
 
 
-def group_by_article(rows: list[dict], tokenizer, per_group: int | None = None) -> list[dict]:
-    """Rows as {"article_id", "prefix", "branches"}: an article's ids once, then its questions.
-
-    prefix: list[int]; a branch: {"input_ids", "labels"}, a question with its answer. A group has at
-    most `per_group` branches (None: all rows with the same context), in the order of the rows.
-    """
-    groups = []
-    for context, members in by_context(rows).items():
-        prefix = encode_prefix(tokenizer, context)
-        branches = [_encode_branch(tokenizer, row) for _, row in members]
-        size = per_group or len(branches)
-        for start in range(0, len(branches), size):
-            group = {"article_id": members[0][1]["article_id"], "prefix": prefix}
-            groups.append(group | {"branches": branches[start : start + size]})
-    return groups
-
-
-def _encode_branch(tokenizer, row: dict) -> dict[str, list[int]]:
+def encode_branch(tokenizer, row: dict) -> dict[str, list[int]]:
+    """The part of `encode_example` behind the article: the question with its answer."""
     if not row["answer"].strip():
         where = f"{row['article_id']}: {row['question']!r}"
         raise ValueError(f"{where} has an empty answer. Delete the row.")
     question = encode_text(tokenizer, QUESTION.format(question=row["question"]))
     answer = encode_text(tokenizer, row["answer"]) + [tokenizer.eos_token_id]
     return {"input_ids": question + answer, "labels": [IGNORE] * len(question) + answer}
+
+
+def group_by_article(
+    rows: list[dict], tokenizer, prefix_of=encode_prefix, branch_of=encode_branch
+) -> list[dict]:
+    """{"article_id", "prefix", "branches"} per context: its ids once, then its questions.
+
+    prefix: list[int]; branches: {"input_ids", "labels"} of each row, in their order.
+    prefix_of, branch_of: for the ids of another prompt, see `chat_options`.
+    """
+    groups = []
+    for context, members in by_context(rows).items():
+        _, first = members[0]
+        group = {"article_id": first["article_id"], "prefix": prefix_of(tokenizer, context)}
+        groups.append(group | {"branches": [branch_of(tokenizer, row) for _, row in members]})
+    return groups
 
 
 def drop_long(rows: list[dict], tokenizer, max_tokens: int = 2048) -> tuple[list[dict], list[dict]]:
@@ -249,10 +265,9 @@ def require_rows(kept: list[dict], dropped: list[dict], max_tokens: int) -> None
 
 def token_lengths(rows: list[dict], tokenizer) -> list[int]:
     """The tokens of each row: prompt, answer and end of text."""
-    contexts = by_context(rows)
-    prefixes = {context: encode_prefix(tokenizer, context) for context in contexts}
-    branches = [_encode_branch(tokenizer, row)["input_ids"] for row in rows]
-    return [len(prefixes[row["context"]] + ids) for row, ids in zip(rows, branches, strict=True)]
+    prefixes = {context: len(encode_prefix(tokenizer, context)) for context in by_context(rows)}
+    branches = [len(encode_branch(tokenizer, row)["input_ids"]) for row in rows]
+    return [prefixes[row["context"]] + length for row, length in zip(rows, branches, strict=True)]
 
 
 def by_context(rows: list[dict]) -> dict[str, list[tuple[int, dict]]]:

@@ -39,7 +39,8 @@ def answer_rows(
     ends = end_tokens(model.generation_config, tokenizer)
     ends += [] if end in (None, *ends) else [end]
     limits = limits if isinstance(limits, list) else [limits] * len(rows)
-    answer_groups, answers = answer_apart if plain else _answer_at_once, {}
+    answer_groups = answer_apart if plain else _answer_at_once
+    answers = {}
     for batch in article_batches(rows):
         groups = groups_of([row for _, row in batch], tokenizer)
         if title:
@@ -60,14 +61,15 @@ def article_batches(rows: list[dict]) -> Iterator[list[tuple[int, dict]]]:
 
 def _answer(tokenizer, ids: list[int], ends: list[int]) -> dict:
     stopped = bool({*ends} & {*ids})
-    text = tokenizer.decode(ids[: -stopped or None], skip_special_tokens=True).strip()
-    return {"answer": text, "stopped": stopped, "tokens": len(ids)}
+    text = tokenizer.decode(ids[:-1] if stopped else ids, skip_special_tokens=True)
+    return {"answer": text.strip(), "stopped": stopped, "tokens": len(ids)}
 
 
 def end_tokens(generation_config, tokenizer) -> list[int]:
     """The ids at which an answer ends: that of training first, then those the model came with."""
     ids = generation_config.eos_token_id
-    ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    if not isinstance(ids, list):
+        ids = [] if ids is None else [ids]
     return list(dict.fromkeys([tokenizer.eos_token_id, *ids]))
 
 
@@ -84,17 +86,12 @@ def answer_apart(model, groups, ends: list[int], caps: list[int]) -> tuple[list[
     nll, ids = [], []
     for group in groups:
         for branch in group["branches"]:
-            one = group | {"branches": [branch]}
-            nats = reference_nll(model, one, separate_rows).item()
-            nll.append({"nll": nats, "nll_tokens": len(branch["labels"]) - _question(branch)})
-            prompt = group["prefix"] + branch["input_ids"][: _question(branch)]
-            limit = caps[len(ids)]
+            length = branch["labels"].count(IGNORE)  # of the question
+            nats = reference_nll(model, group | {"branches": [branch]}, separate_rows).item()
+            nll.append({"nll": nats, "nll_tokens": len(branch["labels"]) - length})
+            prompt, limit = group["prefix"] + branch["input_ids"][:length], caps[len(ids)]
             ids.append(generate(model, prompt, ends, limit) if limit else [])
     return nll, ids
-
-
-def _question(branch: dict) -> int:
-    return branch["labels"].count(IGNORE)
 
 
 def generate(model, prompt: list[int], ends: list[int], limit: int, **options) -> list[int]:
@@ -150,9 +147,7 @@ def stream_answer(
 ) -> list[int]:
     """The token ids of the greedy answer to one question; `streamer` gets each as it comes.
 
-    The stock `model.generate` writes it, as one question shares nothing. The prompt is that of
-    training; a control token in the context or the question is plain text.
-    limit: the most new tokens. `options` go to `model.generate`.
+    The prompt is that of training. limit: the most new tokens. `options` go to `model.generate`.
     """
     prompt = prompt_ids(tokenizer, context, question)
     ends = end_tokens(model.generation_config, tokenizer)
@@ -175,9 +170,8 @@ class Stamps(BaseStreamer):
 def answer_speed(model, tokenizer, context: str, question: str, new_tokens: int = 12) -> dict:
     """{"first_token_seconds", "tokens_per_second"} of one answer of `new_tokens` tokens.
 
-    first_token_seconds: from the prompt to the first token, which is mostly reading the article.
-    tokens_per_second: after the first token. The answer may not end early, so that all models write
-    the same number of tokens.
+    The first token takes mostly the reading of the article; the speed is that after it. The answer
+    may not end early, so that all models write the same number of tokens.
     """
     stamps = Stamps()
     length = {"limit": new_tokens, "min_new_tokens": new_tokens}

@@ -69,8 +69,10 @@ class PressRoom:
         name, why = self.find(question, chosen)
         context = self.index.contexts[name] if name else ""
         yield [why, [(context, None)], *boxes.values()]
+        if not name:
+            return
         answers = {}
-        for variant in [v for v in boxes if v in variants and name]:
+        for variant in [v for v in boxes if v in variants]:
             for text in self.stream(variant, context, question):
                 label = f"{variant}: does not say" if declines(text) else variant
                 boxes[variant] = gr.Textbox(text, label=label)
@@ -109,7 +111,7 @@ def sentences_of(answer: str, plain: dict[str, str]) -> list[str]:
 def open_page(room: PressRoom, **options) -> tuple:
     """What gradio's `launch` gives; on this machine alone, and without links to other sites."""
     first = ["full"] if "full" in room.models else [*room.models][:1]
-    with gr.Blocks(title="Ask the press room", analytics_enabled=False) as page:
+    with gr.Blocks(title="Ask the press room") as page:
         gr.Markdown("## Ask the press room\nAnswers come from one press release alone.")
         with gr.Row():
             question = gr.Textbox(label="Question", scale=3, elem_id="question")

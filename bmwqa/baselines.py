@@ -6,9 +6,10 @@ None of them was tuned on the benchmark. A trained model that does not beat them
 import math
 import re
 from collections import Counter
+from functools import partial
 
 from bmwqa.pairs import UNANSWERABLE, YES_NO_VERBS, content_words, words
-from bmwqa_utils import IGNORE, SYSTEM, by_context, encode_text
+from bmwqa_utils import IGNORE, SYSTEM, encode_text, group_by_article
 
 CAPITAL = r"[A-ZÄÖÜ][\w’-]*"
 NAME = rf"{CAPITAL}(?: (?:(?:of|von|van|de|der) )?(?:{CAPITAL}|\d+))*"
@@ -71,26 +72,24 @@ def chat_options(tokenizer) -> dict:
     """Options of `answer_rows` for the tokenizer's chat template; {} if it has none."""
     if not tokenizer.chat_template:
         return {}
-    user = "Context:\n⟨context⟩\n\nQuestion:\n⟨question⟩"
-    chat = {"system": SYSTEM, "user": user, "assistant": "⟨answer⟩"}
-    messages = [{"role": role, "content": content} for role, content in chat.items()]
+    messages = [
+        {"role": "system", "content": SYSTEM},
+        {"role": "user", "content": "Context:\n⟨context⟩\n\nQuestion:\n⟨question⟩"},
+        {"role": "assistant", "content": "⟨answer⟩"},
+    ]
     template = tokenizer.apply_chat_template(messages, tokenize=False)
     pieces = re.split("⟨context⟩|⟨question⟩|⟨answer⟩", template)
     # control tokens of the template are real, those of an article are text
-    pieces = [tokenizer(piece, add_special_tokens=False)["input_ids"] for piece in pieces]
-    before, middle, after, [end, *_] = pieces
+    ids = [tokenizer(piece, add_special_tokens=False)["input_ids"] for piece in pieces]
+    before, middle, after, [end, *_] = ids
 
-    def encode_row(row: dict) -> dict[str, list[int]]:
+    def prefix_of(tokenizer, context: str) -> list[int]:
+        return before + encode_text(tokenizer, context)
+
+    def branch_of(tokenizer, row: dict) -> dict[str, list[int]]:
         question = middle + encode_text(tokenizer, row["question"]) + after
         answer = encode_text(tokenizer, row["answer"]) + [end]
         return {"input_ids": question + answer, "labels": [IGNORE] * len(question) + answer}
 
-    def groups_of(rows: list[dict], _tokenizer) -> list[dict]:
-        groups = []
-        for context, members in by_context(rows).items():
-            group = {"article_id": members[0][1]["article_id"]}
-            group["prefix"] = before + encode_text(tokenizer, context)
-            groups.append(group | {"branches": [encode_row(row) for _, row in members]})
-        return groups
-
+    groups_of = partial(group_by_article, prefix_of=prefix_of, branch_of=branch_of)
     return {"groups_of": groups_of, "end": end}

@@ -78,6 +78,8 @@ def _open(path: str | Path) -> BinaryIO:
     except FileNotFoundError as error:
         need = "Run the notebook before this one, or correct the path."
         raise ValueError(f"{path} is missing. {need}") from error
+    except OSError as error:  # a folder, or a file of someone else's
+        raise ValueError(f"{path} cannot be read ({error.strerror}). Correct the path.") from error
 
 
 def _parse(text: bytes, where: str, keys: tuple[str, ...]) -> dict:
@@ -131,7 +133,8 @@ def load_article(path: str | Path) -> dict:
     article = read_json(path, ARTICLE_KEYS)
     require_texts(article, ARTICLE_KEYS, path)
     try:
-        date.fromisoformat(article["date"])
+        if date.fromisoformat(article["date"]).isoformat() != article["date"]:
+            raise ValueError("another ISO form")  # as 20250512
     except ValueError as error:
         need = "need an ISO date like 2025-05-12"
         raise ValueError(f"{path}: 'date' is {article['date']!r}, {need}. Correct it.") from error

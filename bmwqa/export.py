@@ -8,7 +8,8 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from bmwqa.answers import end_tokens
-from bmwqa.corpus import read_json, write_text
+from bmwqa.corpus import ROOT, read_json, write_text
+from bmwqa.report import with_interval
 from bmwqa_utils import PREFIX, SYSTEM, format_prompt, prompt_ids
 
 USER = PREFIX.partition("<|user|>\n")[2] + "{question}"  # what the user says in a chat
@@ -19,16 +20,13 @@ HUB_BASES = {  # of models with the licence Apache-2.0: their id on the hub
     "Qwen/Qwen2.5-0.5B": "Qwen/Qwen2.5-0.5B",
 }
 CONTEXT, QUESTION = "A museum opens\n1 May 2025\n\nMunich. A museum opened.", "Where is it?"
-SCORES = {"exact_match": "exact match", "f1": "token F1", "yes_no": "yes/no right"}
-SCORES |= {"declined_rightly": "declined rightly", "declined_wrongly": "declined wrongly"}
-SCORES |= {"perplexity": "perplexity"}
 
 
 def export_folder(folder: Path, results: dict | None = None) -> None:
     """Write into a trained folder what other tools need; its weights stay as they are.
 
-    results: of notebook 3, whose scores the card then has. The answers of this project do not
-    depend on these files, so the folder of a finished training may get them again at any time.
+    results: of notebook 3, whose scores the card then has. This project's answers do not depend on
+    these files, so they may be written again at any time.
     """
     tokenizer, training = AutoTokenizer.from_pretrained(folder), read_json(folder / "training.json")
     tokenizer.chat_template = chat_template(tokenizer)
@@ -56,16 +54,9 @@ def chat_template(tokenizer) -> str:
     begins with the one that this tokenizer begins with, if any.
     """
     begins = prompt_ids(tokenizer, "", "")[0] == tokenizer.bos_token_id
-    return (
-        ("{{- bos_token }}" if begins else "")
-        + "{%- if messages[0]['role'] != 'system' %}{{- SYSTEM }}{%- endif %}\n"
-        "{%- for message in messages %}\n"
-        "{{- '<|' + message['role'] + '|>\\n' + message['content'] }}\n"
-        "{%- if message['role'] == 'assistant' %}{{- eos_token }}\n"
-        "{%- else %}{{- '\\n\\n' }}{%- endif %}\n"
-        "{%- endfor %}\n"
-        "{%- if add_generation_prompt %}{{- '<|assistant|>\\n' }}{%- endif %}"
-    ).replace("SYSTEM", json.dumps(f"<|system|>\n{SYSTEM}\n\n"))
+    template = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8").strip()
+    template = template.replace("SYSTEM", json.dumps(f"<|system|>\n{SYSTEM}\n\n"))
+    return "{{- bos_token }}" + template if begins else template
 
 
 def modelfile(tokenizer, ends: list[int], config) -> str:
@@ -82,11 +73,15 @@ def modelfile(tokenizer, ends: list[int], config) -> str:
 
 
 def model_card(folder: Path, tokenizer, training: dict, results: dict | None) -> ModelCard:
-    """The card of a trained folder, from model_card.md; its scores are those of `results`."""
-    name, base = re.sub(r"-[0-9a-f]{8}(-x\d+)?$", "", training["run"]), training["model"]
-    hub, adapter = HUB_BASES.get(base["name"]), (folder / "adapter_config.json").exists()
-    embedded, is_folder = base["name"] == "smollm2-135m", Path(base["name"]).is_dir()
+    """The card of a trained folder, with the scores in `results` if they are of this training."""
+    name = re.sub(r"-[0-9a-f]{8}(-x\d+)?$", "", training["run"])
+    base, adapter = training["model"], (folder / "adapter_config.json").exists()
+    hub = HUB_BASES.get(base["name"])
+    embedded, is_folder = base["name"] == "smollm2-135m", (ROOT / base["name"]).is_dir()
     base_name = Path(base["name"]).name if is_folder else base["name"]  # no path of this machine
+    variant, scores = name.partition("_")[2].removesuffix("_ft"), None
+    if results and results["training"].get(variant, {}).get("run") == training["run"]:
+        scores = results["variants"][variant][results["headline"]]
     content = USER.format(context=CONTEXT, question=QUESTION)
     chat = [{"role": "user", "content": content}]
     ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
@@ -112,22 +107,7 @@ def model_card(folder: Path, tokenizer, training: dict, results: dict | None) ->
         same_tokens=ids == prompt_ids(tokenizer, CONTEXT, QUESTION),
         end=tokenizer.eos_token,
         limit=NEW_TOKENS,
-        scores=_scores(name.partition("_")[2].removesuffix("_ft"), training, results),
+        results=results,
+        scores=scores,
+        with_interval=with_interval,
     )
-
-
-def _scores(variant: str, training: dict, results: dict | None) -> str:
-    """A table of the headline's scores, "" if `results` are not of this very training."""
-    if results is None or results["training"].get(variant, {}).get("run") != training["run"]:
-        return ""
-    from bmwqa.report import markdown_table, with_interval  # pandas and scipy, for this alone
-
-    scores, corpus = results["variants"][variant][results["headline"]], results["data"]["corpus"]
-    rows = [
-        {"score": title, "mean [95 % interval]": with_interval(scores[key])}
-        for key, title in SCORES.items()
-    ]
-    nll = scores["perplexity"]  # every question has one
-    fiction = ", which is fiction" if corpus == "sample" else ""
-    on = f"{nll['n']} questions ({results['headline']}) on {nll['clusters']} articles of the"
-    return f"{on} corpus {corpus!r}{fiction}. None was trained on.\n\n{markdown_table(rows)}"

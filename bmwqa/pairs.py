@@ -98,7 +98,7 @@ def load_questions(
     A line has the keys QUESTION_KEYS; its kind is one of WRITTEN_KINDS, its answers are a list of
     accepted texts. The first is trained on. It stands in the context word for word, unless the kind
     is yes_no ("Yes" or "No") or unanswerable (UNANSWERABLE).
-    contexts: of `article_context`, by article id. skip_others: pass over lines on other articles.
+    contexts: by article id. skip_others: pass over lines on other articles.
     ValueError names the file, the line, what it has and what to do.
     """
     lines, place_of = [], {}
@@ -108,7 +108,8 @@ def load_questions(
                 raise ValueError(f"{where}: {fault}")
             if line["article_id"] not in contexts:
                 continue
-            for key in (line["id"], (line["article_id"], line["question"].casefold())):
+            question = " ".join(line["question"].casefold().split())
+            for key in (line["id"], (line["article_id"], question)):
                 if key in place_of:
                     raise ValueError(f"{where}: {key!r} is in {place_of[key]}, too. Delete one.")
                 place_of[key] = where

@@ -5,6 +5,8 @@ What cannot work is one error, with what to do. What works in the plain way only
 
 import os
 import shutil
+import tempfile
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +14,20 @@ from pathlib import Path
 import psutil
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging
 
 from bmwqa.answers import answer_apart, end_tokens
 from bmwqa.machine import choose_precision
-from bmwqa.one_pass import ATTENTION, answer_questions, read_article, separate_rows, share_prefix
+from bmwqa.one_pass import (
+    ATTENTION,
+    answer_questions,
+    read_article,
+    reference_nll,
+    separate_rows,
+    share_prefix,
+)
+from bmwqa.pruning import keep_layers, per_layer_lists
 from bmwqa.settings import Settings
 from bmwqa_utils import encode_text, prompt_ids
 
@@ -46,7 +58,10 @@ def check_all(model, tokenizer, groups, settings: Settings, folder: Path) -> Pre
     lines = [check_tokenizer(tokenizer, model.config), check_positions(model.config, settings)]
     lines.append(check_targets(model, settings.lora_targets))
     exact, one_pass = check_exact(model, tokenizer, extremes)
-    reason = why_not_prunable(model)
+    if not exact:
+        together = extremes[0]["branches"][: settings.questions_per_step]
+        check_rows(model, tokenizer, extremes[0] | {"branches": together})
+    reason = why_not_prunable(model) or why_not_saved_pruned(model, extremes[0])
     pruning = f"no: {reason}; the smaller model is left out" if reason else "layers can be cut out"
     dtype, _ = choose_precision(settings.precision)
     lines += [one_pass, f"pruning: {pruning}", check_machine(model, folder, dtype)]
@@ -55,7 +70,10 @@ def check_all(model, tokenizer, groups, settings: Settings, folder: Path) -> Pre
 
 
 def check_tokenizer(tokenizer, config) -> str:
-    """A line on the tokenizer; ValueError if it loses text, has no end, or knows too many ids."""
+    """A line on the tokenizer.
+
+    ValueError: it loses text, has no end, knows too many ids, or prompts lack how it begins.
+    """
     ids = encode_text(tokenizer, SENTENCE)
     decoded, vocabulary = tokenizer.decode(ids), config.get_text_config().vocab_size
     if "".join(decoded.split()) != "".join(SENTENCE.split()):
@@ -68,9 +86,13 @@ def check_tokenizer(tokenizer, config) -> str:
     if (most := max(*ids, tokenizer.eos_token_id)) >= vocabulary:
         problem = f"The tokenizer has the id {most:,}, the model {vocabulary:,} ids"
         raise ValueError(f"{problem}. They do not belong together; use the model's own tokenizer.")
-    begins = prompt_ids(tokenizer, "", "")[0] == tokenizer.bos_token_id
-    beginning = repr(tokenizer.bos_token) if begins else "no token of its own"
-    ending = f"begins with {beginning}, ends with {tokenizer.eos_token!r}"
+    whole = tokenizer(SENTENCE, split_special_tokens=True)["input_ids"]
+    begin = whole[: next((i for i in range(len(whole)) if whole[i : i + len(ids)] == ids), 0)]
+    first = " ".join(map(repr, tokenizer.convert_ids_to_tokens(begin))) or "no token of its own"
+    if prompt_ids(tokenizer, "", "")[: len(begin)] != begin:
+        problem = f"The tokenizer begins a text with {first}, and prompts lack it"
+        raise ValueError(f"{problem}. Need none or its bos_token alone; use another MODEL.")
+    ending = f"begins with {first}, ends with {tokenizer.eos_token!r}"
     return f"tokenizer: gives a sentence back, {ending}"
 
 
@@ -78,6 +100,9 @@ def check_positions(config, settings: Settings) -> str:
     """A line on the room that the model has; ValueError if MAX_TOKENS goes beyond it."""
     positions = getattr(config.get_text_config(), "max_position_embeddings", float("inf"))
     answer = max(settings.max_new_tokens, settings.max_new_tokens_about)
+    if answer >= positions:
+        problem = f"MAX_NEW_TOKENS and MAX_NEW_TOKENS_ABOUT go up to {answer:,}"
+        raise ValueError(f"{problem}; the model has {positions:,} positions. Lower them.")
     if settings.max_tokens > positions - answer:
         problem = f"MAX_TOKENS is {settings.max_tokens:,}, and answers take up to {answer}"
         need = f"the model has {positions:,} positions. Set MAX_TOKENS to {positions - answer:,}."
@@ -86,23 +111,51 @@ def check_positions(config, settings: Settings) -> str:
 
 
 def check_targets(model, targets: str | list[str]) -> str:
-    """A line on the layers that get an adapter; ValueError if one is missing or PEFT refuses one.
-
-    PEFT puts an adapter beside them, and takes it away again.
-    """
-    modules = {name.split(".")[-1] for name, m in model.named_modules() if hasattr(m, "weight")}
+    """A line on the layers that get an adapter; ValueError if an adapter beside them fails."""
     names = [targets] if isinstance(targets, str) else targets
+    modules = {name.split(".")[-1]: m for name, m in model.named_modules() if _has_weight(m)}
     try:
-        if {*names} - modules - {"all-linear"}:
+        if not names or {*names} - {*modules} - {"all-linear"}:
             raise ValueError("a layer is not there")
-        config = LoraConfig(r=1, target_modules=targets, task_type="CAUSAL_LM")
-        get_peft_model(model, config).unload()
-    except (ValueError, TypeError, RuntimeError) as error:
-        there = ", ".join(sorted(name for name in modules if not name.isdigit()))
-        need = f"Need 'all-linear' or a list of names. There are: {there}."
+        try_adapter(model, targets)
+    except (ValueError, TypeError, RuntimeError, AttributeError) as error:
+        linear = [name for name, m in modules.items() if isinstance(m, torch.nn.Linear | Conv1D)]
+        good = [name for name in sorted(linear) if takes_adapter(model, name)]
+        need = f"Set it to some of the layers that can have an adapter: {good}."
         reason = " ".join(str(error).split())[:240]
         raise ValueError(f"LORA_TARGETS is {targets!r}, refused: {reason}. {need}") from error
     return f"adapter: beside {', '.join(names)}"
+
+
+@torch.inference_mode()
+def try_adapter(model, targets: str | list[str]) -> None:
+    """Error if PEFT refuses an adapter, or if the model does not run or cannot be merged with it.
+
+    An adapter merged into a weight that two layers share would change it for both, or twice.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    layers_of = Counter(id(module.weight) for module in modules.values() if _has_weight(module))
+    adapted = get_peft_model(model, LoraConfig(r=1, target_modules=targets, task_type="CAUSAL_LM"))
+    try:
+        for name in adapted.targeted_module_names:
+            if layers_of[id(modules[name].weight)] > 1:
+                raise ValueError(f"{name} shares its weights with another layer")
+        adapted(input_ids=torch.arange(1, 9)[None].to(model.device), use_cache=False)
+    finally:
+        adapted.unload()
+
+
+def _has_weight(module) -> bool:
+    return isinstance(getattr(module, "weight", None), torch.nn.Parameter)
+
+
+def takes_adapter(model, name: str) -> bool:
+    """Whether the layers of a name can get an adapter."""
+    try:
+        try_adapter(model, [name])
+    except (ValueError, TypeError, RuntimeError, AttributeError):
+        return False
+    return True
 
 
 def check_exact(model, tokenizer, groups: list[dict]) -> tuple[bool, str]:
@@ -156,6 +209,31 @@ def compare_with_rows(
     return same_tokens, (nll - row_nll).abs().max() / row_nll.mean()
 
 
+@torch.inference_mode()
+def check_rows(model, tokenizer, group: dict) -> None:
+    """ValueError if the plain way fails, too: rows side by side, alone, and `generate`."""
+    ends, ours = end_tokens(model.generation_config, tokenizer), model.config._attn_implementation
+    caps, ids = [NEW_TOKENS] * len(group["branches"]), torch.tensor([group["prefix"][:32]])
+    model.set_attn_implementation(model.get_correct_attn_implementation(None))
+    try:
+        together = reference_nll(model, group, separate_rows)
+        alone = torch.tensor([row["nll"] for row in answer_apart(model, [group], ends, caps)[0]])
+        whole, cut = (model(input_ids=x.to(model.device)).logits[0] for x in (ids, ids[:, :-1]))
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
+        reason = " ".join(str(error).split())[:160]
+        problem = f"MODEL cannot score and answer a row: {type(error).__name__} ({reason})"
+        raise ValueError(f"{problem}. Use another MODEL.") from error
+    finally:
+        model.set_attn_implementation(ours)
+    if not torch.allclose(whole[:-1], cut, rtol=0, atol=1e-4 * cut.abs().max()):
+        raise ValueError("MODEL reads what comes after a token. Need a causal model; use another.")
+    if not torch.allclose(together.cpu(), alone.float(), rtol=1e-4):
+        problem = "MODEL computes rows of several lengths wrongly when they are padded"
+        raise ValueError(
+            f"{problem}. Use another MODEL, or set QUESTIONS_PER_STEP to 1 and HELD_OUT to 0."
+        )
+
+
 def why_not_prunable(model) -> str:
     """ "" if `prune_layers` can cut layers out of this model, else what is in the way."""
     layers = getattr(model.get_decoder(), "layers", ())
@@ -167,6 +245,40 @@ def why_not_prunable(model) -> str:
     if not all(any(hasattr(m, "layer_idx") for m in layer.modules()) for layer in layers):
         return "a layer has no part that knows its number"
     return ""
+
+
+def why_not_saved_pruned(model, group: dict) -> str:
+    """ "" if the model without its first or last layer is the same after save and load, else why.
+
+    Some configs count what the layers are (`first_k_dense_replace`), or change the last one.
+    """
+    layers, lists = list(model.get_decoder().layers), per_layer_lists(model.config)
+    group, verbosity = group | {"branches": group["branches"][:1]}, logging.get_verbosity()
+    logging.set_verbosity_error()  # it would report each weight that does not fit
+    try:
+        for kept in (range(1, len(layers)), range(len(layers) - 1)):
+            keep_layers(model, layers, lists, kept)
+            before = reference_nll(model, group, separate_rows)
+            after = reference_nll(loaded_again(model), group, separate_rows)
+            if not torch.allclose(before, after, rtol=LIMIT):
+                return "its config cannot say which layers are left"
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
+        return f"{type(error).__name__} without a layer ({' '.join(str(error).split())[:80]})"
+    finally:
+        keep_layers(model, layers, lists, range(len(layers)))
+        logging.set_verbosity(verbosity)
+    return ""
+
+
+def loaded_again(model):
+    """What loading a saved model would give, its weights taken from memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.config.save_pretrained(folder)
+        config = type(model.config).from_pretrained(folder)
+    options = {"config": config, "state_dict": model.state_dict(), "dtype": model.dtype}
+    again = type(model).from_pretrained(None, **options)
+    again.set_attn_implementation(model.config._attn_implementation)
+    return again.to(model.device).eval()
 
 
 def check_machine(model, folder: Path, dtype: torch.dtype = torch.float32) -> str:

@@ -69,7 +69,10 @@ class PoliteSite:
             rules = Protego.parse(self.fetch(url, "robots"))
         except FetchError as fault:
             raise FetchError(f"{url} could not be read ({fault}). Run again later.") from fault
-        self.delay = max(self.delay, rules.crawl_delay(BOT) or 0)
+        if (wait := rules.crawl_delay(BOT) or 0) > MAX_WAIT:
+            problem = f"{url} asks for {wait:,.0f} s between pages, at most {MAX_WAIT} are waited"
+            raise FetchError(f"{problem}. Ask the site for its articles in another way.")
+        self.delay = max(self.delay, wait)
         return rules
 
     def allows(self, url: str) -> bool:
@@ -111,6 +114,10 @@ class PoliteSite:
                     if response.next is None:
                         return self._text(response, kind)
                     url = response.next.url
+            except FetchError:
+                raise
+            except ValueError as fault:
+                raise FetchError(f"redirect to an address that is none ({fault})") from fault
             except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as fault:
                 raise _TryAgain(f"connection failed ({type(fault).__name__})", None) from fault
             finally:
@@ -121,7 +128,10 @@ class PoliteSite:
         status = response.status_code
         content_type = response.headers.get("Content-Type", "no content type")
         if status == 429 or status >= 500:
-            raise _TryAgain(f"HTTP {status}", urllib3.Retry().get_retry_after(response.raw))
+            wait = None
+            with suppress(urllib3.exceptions.InvalidHeader):  # as "soon"
+                wait = urllib3.Retry().get_retry_after(response.raw)
+            raise _TryAgain(f"HTTP {status}", wait)
         if kind == "robots" and 400 <= status < 500:
             return ""
         if status != 200:
@@ -323,9 +333,9 @@ def _one_line(text: str) -> str:
     return " ".join(_fold(text).split())
 
 
-_FOOTNOTE = re.compile(r"(?:[1-9]\d?(?!\d)|[a-d]\b|[][(){},;.:*†‡#§¹²³\s–-])*")
+_FOOTNOTE = re.compile(r"(?:[1-9]\d?(?!\d)|[a-d]\b|and|und|[][(){},;.:*†‡#§¹²³&/+\s–-])*")
 _EXPONENT = re.compile(  # "before^superscript"; a mark in kWh/100 km and g/km is a footnote's
-    r"(?:(?<![^\W\d_])(?:[cdm]?m|m/s|(?<!/)(?<!/100\s)km)\^[23]|(?<![\d.,])10\^(?:[3-9]|\d\d)"
+    r"(?:(?<![^\W\d_])(?:[cdhm]?m|ft|m/s|(?<!/)(?<!/100\s)km)\^[23²³]|(?<![\d.,])10\^(?:[3-9]|\d\d)"
     r"|\^[-−–]\d\d?)\s*$"
 )
 _RAISED = str.maketrans("0123456789-−–", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁻⁻")

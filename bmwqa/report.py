@@ -6,8 +6,6 @@ Both show figures through this file alone, so neither can say what the run did n
 import re
 from pathlib import Path
 
-from bmwqa.scores import BASELINES, TRAINED
-
 NAMES = {"rule_made": "rule-made", "benchmark": "benchmark", "lora_merged": "lora, merged"}
 CONTEXTS = {"own_article": "its own article", "no_article": "no article"}
 CONTEXTS |= {"other_article": "another article"}
@@ -102,9 +100,8 @@ def markdown_table(rows: list[dict[str, str]]) -> str:
 def page_with(path: Path, name: str, section: str) -> str:
     """The text of `path` with `section` between `<!-- name: … -->` and `<!-- /name -->`."""
     pattern = re.compile(rf"(<!-- {name}: .*? -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-    text, count = pattern.subn(
-        lambda match: f"{match[1]}{section}\n{match[2]}", path.read_text(encoding="utf-8")
-    )
+    text = path.read_text(encoding="utf-8")
+    text, count = pattern.subn(lambda match: f"{match[1]}{section}\n{match[2]}", text)
     if count != 1:
         problem = f"found {count} places for {name!r}, need one"
         raise ValueError(f"{path}: {problem}. Restore its two comments.")
@@ -114,23 +111,27 @@ def page_with(path: Path, name: str, section: str) -> str:
 def verdict(results: dict) -> list[str]:
     """Five paragraphs for someone who must choose a model.
 
-    They say whether training is worth its price, whether full or LoRA is better, what both cost,
-    what the smaller model gives, and what the controls show. "Best" is the highest mean F1 on the
-    headline's questions; "shown" is as in `scores.paired_table`.
+    Is training worth its price? Is full or LoRA better? What do both cost? What does the smaller
+    model give? What do the controls show? "Best" is the highest mean F1 on the headline's
+    questions; "shown" is as in `scores.paired_table`.
     """
     headline = results["headline"]
     scores = {variant: slices[headline] for variant, slices in results["variants"].items()}
     pairs = {row["pair"]: row for row in results["differences"] if row["slice"] == headline}
     costs = results["trade_off"]["variants"]
     ranked = sorted(scores, key=lambda name: scores[name]["f1"]["mean"], reverse=True)
-    best, rival = (next(n for n in ranked if n in names) for names in (TRAINED, BASELINES))
-    gain = pairs[f"{best} - {rival}"]
+    best = next(name for name in ranked if name in results["training"])
+    rival = next(name for name in ranked if name not in results["training"])
+    gain, full_lora = pairs[f"{best} - {rival}"], pairs["full - lora"]
     worth = "is" if gain["shown"] and gain["difference"] > 0 else "is not"
+    better = "full and lora are not told apart"
+    if full_lora["shown"]:
+        better = f"{'full' if full_lora['difference'] > 0 else 'lora'} is the better one"
     return [
         f"Training {worth} shown to beat the best answer without it, on the {NAMES[headline]} "
         f"questions. **{best}: {_headlines(scores[best])}**; {rival}: {_headlines(scores[rival])}. "
         f"{_gap(gain, 'The difference in F1')}",
-        _better(pairs["full - lora"]),
+        f"{better}. {_gap(full_lora, 'full - lora')}",
         f"The price: full, {_price(costs['full'])}; lora, {_price(costs['lora'])}.",
         _smaller(results, pairs),
         _controls(results["controls"]),
@@ -140,21 +141,6 @@ def verdict(results: dict) -> list[str]:
 def _headlines(scores: dict) -> str:
     exact_match, f1 = (with_interval(scores[name]) for name in ("exact_match", "f1"))
     return f"exact match {exact_match}, token F1 {f1}"
-
-
-def _better(full_lora: dict) -> str:
-    better = f"{'full' if full_lora['difference'] > 0 else 'lora'} is the better one"
-    sentence = better if full_lora["shown"] else "full and lora are not told apart"
-    return f"{sentence}. {_gap(full_lora, 'full - lora')}"
-
-
-def _controls(controls: dict) -> str:
-    conditions = controls["conditions"].items()
-    f1 = [f"{with_interval(row['f1'])} with {CONTEXTS[name]}" for name, row in conditions]
-    return (
-        f"The controls, full's F1 on answerable questions: {', '.join(f1)}. "
-        f"{_gap(controls['differences'][0], 'What its own article adds')}"
-    )
 
 
 def _gap(row: dict, name: str) -> str:
@@ -191,4 +177,13 @@ def _smaller(results: dict, pairs: dict[str, dict]) -> str:
     return (
         f"The smaller model, pruned (layers removed: {removed}), is {' and '.join(clauses)} in F1; "
         f"it takes {disk:.2f} of full's disk and writes {rate:.2f} times as fast."
+    )
+
+
+def _controls(controls: dict) -> str:
+    conditions = controls["conditions"].items()
+    f1 = [f"{with_interval(row['f1'])} with {CONTEXTS[name]}" for name, row in conditions]
+    return (
+        f"The controls, full's F1 on answerable questions: {', '.join(f1)}. "
+        f"{_gap(controls['differences'][0], 'What its own article adds')}"
     )

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, PositiveFloat, ValidationError, create_model
 
-from bmwqa.scores import BASELINES, TABLE_SCORES, TRAINED
+from bmwqa.scores import BASELINES, SCORES, TRAINED
 from bmwqa.settings import Count, Settings
 
 Variant = Literal[(*BASELINES, *TRAINED)]
@@ -17,12 +17,15 @@ class Record(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
     """A part of results.json: no field may be missing or unknown, and no number NaN."""
 
 
-class Interval(Record):
-    mean: float | None  # over questions; None where the score applies to no question
+class Bounds(Record):
     low: float | None  # limits of the 95 % interval, by article; None with one article
     high: float | None
     n: Count  # questions
     clusters: Count  # articles
+
+
+class Interval(Bounds):
+    mean: float | None  # over questions; None where the score applies to no question
 
 
 class KindInterval(Interval):
@@ -32,24 +35,21 @@ class KindInterval(Interval):
 
 
 # of one variant in one slice; bmwqa/scores.py `score_answer` defines each
-Scores = create_model("Scores", __base__=Record, **dict.fromkeys(TABLE_SCORES, Interval))
+figures = dict.fromkeys((*SCORES, "perplexity"), Interval)
+Scores = create_model("Scores", __base__=Record, **figures)
 
 
-class Difference(Record):  # in F1; bmwqa/scores.py `paired_table` defines each field
+class Difference(Bounds):  # in F1; bmwqa/scores.py `paired_table` defines each field
     slice: Slice
     pair: str  # "a - b": positive where a is better
     difference: Annotated[float, Field(ge=-1, le=1)]
-    low: float | None
-    high: float | None
     p: Share
+    p_holm: Share | None  # None for a pair outside of the planned three
+    shown: bool
     wins: Count
     ties: Count
     losses: Count
     smallest_detectable: float | None
-    n: Count
-    clusters: Count
-    p_holm: Share | None  # None for a pair outside of the planned three
-    shown: bool
 
 
 class Training(Record):  # training.json, beside each trained model

@@ -273,7 +273,8 @@ def train(run: Run, variant: str, model, rate: float, teacher=None, **notes) -> 
         return training
     refuse_other_counts(checkpoints)
     # autocast casts the inputs of PEFT's layers, too
-    with PeakMemory(model) as peak, disable_input_dtype_casting(model):
+    models = [model] if teacher is None else [model, teacher]
+    with PeakMemory(*models) as peak, disable_input_dtype_casting(model):
         trainer.add_callback(StepReport(trainer.train_dataset, variant, peak))
         trainer.train(resume_from_checkpoint=checkpoint)
     training = training_record(run, trainer, checkpoints.name) | notes

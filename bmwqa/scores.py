@@ -20,7 +20,7 @@ from scipy.stats import binomtest, bootstrap, norm, permutation_test, t
 
 from bmwqa.pairs import UNANSWERABLE, content_words
 
-ROUGE = RougeScorer(["rougeL"], use_stemmer=False)  # no stemmer, as in Hugging Face evaluate
+ROUGE = RougeScorer(["rougeL"])  # without a stemmer, as in Hugging Face evaluate
 SENTENCE_BLEU = BLEU(effective_order=True)  # a text of three words has no 4-grams
 TRAINED = ("full", "lora", "pruned")
 BASELINES = ("base", "chat", "constant", "picker")  # not trained
@@ -30,7 +30,6 @@ OTHER_PAIRS += tuple((trained, baseline) for trained in TRAINED for baseline in 
 ANSWER_SCORES = ("exact_match", "f1", "contains", "rouge_l", "sentence_bleu", "declined_rightly")
 ANSWER_SCORES += ("declined_wrongly", "yes_no", "words_in_article")
 SCORES = (*ANSWER_SCORES, "stopped")
-TABLE_SCORES = (*SCORES, "perplexity")
 Values = Sequence[float | None]  # one per question, None where it does not apply
 Clusters = Sequence[str]  # the article of each question
 
@@ -39,16 +38,19 @@ def normalize(text: str) -> str:
     """The text after folding, and then SQuAD's normalisation.
 
     Folding drops accents and typographic quotes, and makes every dash a space. SQuAD's
-    (evaluate-v2.0.py): lower case, no ASCII punctuation, no a/an/the, single spaces.
+    (evaluate-v2.0.py): lower case, no ASCII punctuation, no a/an/the, single spaces. A text of
+    articles alone, as "A", stays.
 
     >>> normalize("The  BMW i4, from “Östersund”: 13:00–23:00, €1.5 million")
     'bmw i4 from ostersund 1300 2300 €15 million'
     """
     text = unicodedata.normalize("NFKD", text.lower())
     text = "".join(character for character in text if not unicodedata.combining(character))
-    text = re.sub("[‐‑‒–—―−-]", " ", re.sub("[“”„‟‘’‚«»]", "", text))
+    text = re.sub("[“”„‟‘’‚«»]", "", text)
+    text = re.sub("[‐‑‒–—―−-]", " ", text)
     text = text.translate(str.maketrans("", "", string.punctuation))
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split() or text.split())
+    words = re.sub(r"\b(a|an|the)\b", " ", text).split()
+    return " ".join(words or text.split())
 
 
 def holds(text: str, words: str) -> bool:
@@ -91,10 +93,9 @@ def score_answer(answer: str, references: list[str], article_text: str, kind: st
     words_in_article: the share of the answer's content words that stand in the article, a proxy for
     faithfulness. None if the answer declines or has no such word.
     declined_rightly, declined_wrongly: whether the answer declines, for unanswerable and for other
-    questions. Only the sentence of training counts, so a model that was not taught it scores 0.
+    questions. A model that was not taught the sentence scores 0.
     The others are for questions that have an answer, as "HasAns" of SQuAD 2.0.
-    exact_match, f1: SQuAD's, after `normalize`; f1 is strict about numbers, except in paragraphs
-    (kind "about"). "Yes, it does." for "Yes" has an f1 of 0.5.
+    exact_match, f1: SQuAD's, after `normalize`; f1 is strict except for paragraphs, kind "about".
     contains: whether a reference stands in the answer. yes_no: whether both begin with one word.
     rouge_l, sentence_bleu: of rouge_score and sacrebleu, from 0 to 1; for paragraphs alone, as a
     name or a date has hardly any order.
@@ -113,9 +114,8 @@ def score_answer(answer: str, references: list[str], article_text: str, kind: st
     if kind == "yes_no":
         scores["yes_no"] = float(plain.split()[:1] in [text.split()[:1] for text in accepted])
     if kind == "about":
-        rouge = [ROUGE.score(text, answer)["rougeL"].fmeasure for text in references]
+        scores["rouge_l"] = ROUGE.score_multi(references, answer)["rougeL"].fmeasure
         bleu = SENTENCE_BLEU.sentence_score(answer, references).score / 100
-        scores["rouge_l"] = max(rouge)
         scores["sentence_bleu"] = min(1.0, bleu)  # sacrebleu rounds up to above 1
     return scores
 
@@ -152,17 +152,19 @@ def _bootstrap(sums: np.ndarray, counts: np.ndarray) -> tuple[float | None, floa
     if n < 2:
         return None, None
     level = 1 - 2 * norm.cdf(-math.sqrt(n / (n - 1)) * t.ppf(0.975, n - 1))
+
+    def ratio(sums: np.ndarray, counts: np.ndarray, axis: int) -> np.ndarray:
+        return sums.sum(axis) / counts.sum(axis)
+
     options = {"method": "percentile", "confidence_level": level, "rng": np.random.default_rng(0)}
-    ratio = lambda s, c, axis: s.sum(axis) / c.sum(axis)  # noqa: E731
-    drawn = bootstrap((sums, counts), ratio, paired=True, vectorized=True, **options)
-    limits = drawn.confidence_interval
+    limits = bootstrap((sums, counts), ratio, paired=True, **options).confidence_interval
     return float(limits.low), float(limits.high)
 
 
 def interval(
     values: Values, clusters: Clusters, counts: Values | None = None, effect: float = math.inf
 ) -> dict:
-    """Mean and 95 % interval: {"mean", "low", "high", "n", "clusters"}.
+    """{"mean", "low", "high", "n", "clusters"}: a mean and its 95 % interval.
 
     n: the values that are not None; clusters: their articles. mean = sum(values) / sum(counts),
     with counts of 1 unless given. None: low and high of one article, all three of no value.
@@ -171,7 +173,7 @@ def interval(
     expanded percentile interval (Hesterberg 2015, The American Statistician 69(4), arXiv
     1411.5279), because 2.5 and 97.5 are too narrow for few, see tests/test_scores.py.
     Shares that are all 0 or all 1 never vary in a bootstrap: they get the exact binomial interval
-    (Clopper & Pearson 1934). Its trials are the questions divided by their design effect `effect`,
+    (Clopper & Pearson 1934). Its trials are the questions divided by `effect`, a `design_effect`,
     at least one per article.
     """
     ones = np.ones(len(values))
@@ -179,7 +181,7 @@ def interval(
     if not len(n):
         return {"mean": None, "low": None, "high": None, "n": 0, "clusters": 0}
     mean, (low, high) = float(sums.sum() / weights.sum()), _bootstrap(sums, weights)
-    if len(n) > 1 and counts is None and mean in (0, 1) and all(sums == mean * n):
+    if len(n) > 1 and counts is None and mean in (0, 1):
         trials = max(len(n), round(n.sum() / effect))
         exact = binomtest(int(mean) * trials, trials).proportion_ci(0.95)
         low, high = float(exact.low), float(exact.high)
@@ -207,9 +209,8 @@ def design_effect(values: Values, clusters: Clusters) -> float:
 
 
 def paired_difference(a: Values, b: Values, clusters: Clusters) -> dict:
-    """The mean of a - b over questions, with its interval and its test.
+    """The mean of a - b over questions, with the bootstrap of `interval` and a test.
 
-    low, high: of the bootstrap in `interval`.
     p: two-sided sign-flip permutation test on the articles' sums of a - b. Up to 17 articles, it
     takes all 2**n flips, so p is at least 2 / 2**n; with more, 2**17 random flips.
     wins, ties, losses: questions in which a is above, equal to, below b.
@@ -222,9 +223,8 @@ def paired_difference(a: Values, b: Values, clusters: Clusters) -> dict:
     difference, (low, high) = float(sums.sum() / questions), _bootstrap(sums, counts)
     p, error, signs = 1.0, 0.0, Counter(np.sign(gaps).tolist())
     if n > 1:
-        options = {"permutation_type": "samples", "n_resamples": 2**17, "vectorized": True}
-        flips = permutation_test((sums,), np.sum, rng=np.random.default_rng(0), **options)
-        p = float(flips.pvalue)
+        options = {"permutation_type": "samples", "rng": np.random.default_rng(0)}
+        p = float(permutation_test((sums,), np.sum, n_resamples=2**17, **options).pvalue)
         clustered = math.sqrt(n / (n - 1) * ((sums - difference * counts) ** 2).sum()) / questions
         error = max(clustered, float(np.nanstd(gaps)) / math.sqrt(questions))
     row = {"difference": difference, "low": low, "high": high, "p": p}
@@ -232,16 +232,15 @@ def paired_difference(a: Values, b: Values, clusters: Clusters) -> dict:
     return row | {"n": questions, "clusters": n, "error": error}
 
 
-def holm(p_values: Sequence[float]) -> np.ndarray:
+def holm(p_values: Sequence[float]) -> pd.Series:
     """Holm's adjusted p values, in order (Holm 1979, Scandinavian Journal of Statistics 6(2)).
 
     The smallest of m is multiplied by m, the next by m - 1, …; none exceeds 1 or the next.
     """
-    order = np.argsort(p_values)
-    factors = np.arange(len(order), 0, -1)
-    adjusted = np.empty(len(order))
-    adjusted[order] = np.maximum.accumulate(factors * np.asarray(p_values)[order]).clip(max=1)
-    return adjusted
+    p_values = pd.Series(p_values, dtype=float)
+    ascending = p_values.sort_values()
+    factors = np.arange(len(ascending), 0, -1)
+    return (factors * ascending).cummax().clip(upper=1)[p_values.index]
 
 
 def score_table(scores: pd.DataFrame) -> pd.DataFrame:

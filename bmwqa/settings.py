@@ -2,14 +2,16 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, PositiveFloat, ValidationError
 
 NONE = BeforeValidator(lambda value: None if value == "None" else value)  # `-p X None` sends text
 Count = Annotated[int, Field(ge=0)]
-MaybePositive = Annotated[PositiveInt | None, NONE]
+Positive = Annotated[int, Field(gt=0, le=1_000_000)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+MaybePositive = Annotated[Positive | None, NONE]
 
 
-class Settings(BaseModel, extra="forbid", frozen=True):
+class Settings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """What a run is to do. The parameters cell of training.ipynb says what each parameter means."""
 
     model: str
@@ -17,26 +19,26 @@ class Settings(BaseModel, extra="forbid", frozen=True):
     offline_model: Annotated[str | None, NONE]
     processed_dir: str
     out_dir: str
-    train_kinds: Annotated[list[str] | None, NONE]
-    max_steps: PositiveInt
+    train_kinds: Annotated[Annotated[list[str], Field(min_length=1)] | None, NONE]
+    max_steps: Positive
     questions_per_step: MaybePositive
-    learning_rate_full: PositiveFloat
-    learning_rate_lora: PositiveFloat
+    learning_rate_full: Rate
+    learning_rate_lora: Rate
     warmup_steps: Count
-    lora_r: PositiveInt
+    lora_r: Annotated[int, Field(gt=0, le=4096)]
     lora_alpha: PositiveFloat
     lora_targets: str | list[str]
-    max_tokens: PositiveInt
+    max_tokens: Positive
     checkpoint_above: MaybePositive
     precision: Literal["auto", "bf16", "fp32"]
     report_to: str
     held_out: Count
-    eval_steps: PositiveInt
+    eval_steps: Positive
     early_stopping: MaybePositive
-    max_new_tokens: PositiveInt
-    max_new_tokens_about: PositiveInt
+    max_new_tokens: Positive
+    max_new_tokens_about: Positive
     benchmark: str
-    seed: Count
+    seed: Annotated[int, Field(ge=0, lt=2**32)]  # as numpy needs it
 
 
 def read_settings(names: dict[str, Any]) -> Settings:
@@ -45,6 +47,7 @@ def read_settings(names: dict[str, Any]) -> Settings:
     ValueError names a parameter that is missing or wrong, its value, and what is needed.
     """
     values = {name: names[name.upper()] for name in Settings.model_fields if name.upper() in names}
+    values = {n: str(v) if isinstance(v, bool) else v for n, v in values.items()}  # True is no 1
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:

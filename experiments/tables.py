@@ -32,13 +32,18 @@ def front_section(results: dict, lines: list[dict]) -> str:
     articles = len({line["article_id"] for line in benchmark})
     answerable = sum(line["kind"] != "unanswerable" for line in benchmark)
     machine, settings = results["machine"], results["settings"]
+    trainings = results["training"].values()
+    seconds = settings["max_steps"] * sum(row["seconds_per_step"] for row in trainings)
+    minutes = (seconds + sum(results["evaluation_seconds"].values())) / 60
     return f"""{example(benchmark)}
 
 The first question on which full most beats chat. The committed run trains \
 {results["model"]["name"]} for {settings["max_steps"]} steps of one article each, on \
-{machine["threads"]} threads of {machine["processor"]}. {len(benchmark)} questions on {articles} \
-articles that nobody trained on measure it; brackets are 95 % intervals. Exact match and F1 count \
-the {answerable} questions with an answer. The first four rows are untrained. \
+{machine["threads"]} threads of {machine["processor"]}; three trainings and the evaluation took \
+{minutes:.0f} minutes and at most {max(row["peak_memory_gb"] for row in trainings):.1f} GB. \
+{len(benchmark)} questions on {articles} articles that nobody trained on measure it; brackets are \
+95 % intervals. Exact match and F1 count the {answerable} questions with an answer. The first \
+four rows are untrained. \
 {seeds_sentence()}
 
 {markdown_table(headline_rows(results))}

@@ -371,6 +371,26 @@ def test_redirects_to_other_hosts_are_refused(site, form):
         polite(site).fetch(f"{site.url}/old")
 
 
+def test_a_redirect_to_no_address_is_named(site):
+    site.answers["/global/old"] = (302, "text/html", b"", {"Location": "http://[::1/x"})
+    with pytest.raises(pressclub.FetchError, match="redirect to an address that is none"):
+        polite(site).fetch(f"{site.url}/old")
+
+
+@pytest.mark.parametrize("pause", ["soon", "-5", "1.5"])
+def test_a_pause_that_is_no_number_of_seconds_is_passed_over(site, monkeypatch, pause):
+    monkeypatch.setattr(pressclub.time, "sleep", lambda seconds: None)
+    site.answers["/global/x"] = (429, "text/html", b"", {"Retry-After": pause})
+    with pytest.raises(pressclub.FetchError, match="HTTP 429, 4 times"):
+        polite(site).fetch(f"{site.url}/x")
+
+
+def test_a_crawl_delay_of_years_is_not_waited_for(site):
+    site.robots = "User-agent: *\nCrawl-delay: 1e9\n"
+    with pytest.raises(pressclub.FetchError, match="asks for 1,000,000,000 s between pages"):
+        polite(site).fetch(f"{site.url}/article")
+
+
 def test_redirects_to_the_host_in_capitals_are_followed(site):
     site.url = site.url.replace("127.0.0.1", "localhost")
     location = f"{site.url.upper().replace('/GLOBAL', '/global')}/article"
@@ -594,6 +614,32 @@ def test_twenty_kills_lose_nothing(tmp_path, monkeypatch):
         assert site.requests_for("/detail/") == settings["TARGET"] - len(after)
 
 
+def test_kills_while_the_feed_is_read_lose_nothing(tmp_path, monkeypatch):
+    folders = [str(Path(__file__).parent), str(NOTEBOOK.parent)]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(folders))
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(["extraction_cells"])
+    with PressClub(sample_articles()) as site:
+        settings = parameters(site, tmp_path, TARGET=len(site.listing))
+        wanted, site.delay = {article["id"] for article in site.listing}, 0.05
+        for page in (1, 2, 3):  # killed while this page of the feed is on its way, or just there
+            site.log.clear()
+            run = forks.Process(target=run_cells, args=(settings,))
+            run.start()
+            while run.is_alive() and not site.requests_for(f"rss2?page={page}"):
+                time.sleep(0.005)
+            time.sleep(0.03 * page)
+            assert run.is_alive(), "the kill missed the feed"
+            kill(run)
+            run.join()
+            assert all(json.loads(text)["text"] for text in files(tmp_path).values())
+        site.log.clear()
+        names = run_cells(settings)
+        assert names["feed_fault"] == "" and len(files(tmp_path)) == settings["TARGET"]
+        assert {Path(name).stem for name in files(tmp_path)} <= wanted | set(EVAL_IDS)
+        assert site.requests_for("rss2") <= 4 and not list(tmp_path.rglob(".*.json.*"))
+
+
 def test_what_was_there_stays(site, tmp_path, capsys):
     new_ids = [article["id"] for article in site.listing if article["id"] not in EVAL_IDS]
     broken, whole, moved = new_ids[:3]
@@ -718,6 +764,11 @@ def test_text(body, text):
         ("CO<sub>2</sub><sup>1</sup>, CO<sup>2</sup>, H<sub>2</sub>O", "CO2, CO2, H2O"),
         ("25 m<sup>2</sup>, 3&nbsp;km<sup>2</sup>, 420 cm<sup>3</sup>.", "25 m², 3 km², 420 cm³."),
         ("420 cm<sup>3</sup><sup>1</sup>, 9.8 m/s<sup>2</sup>", "420 cm³, 9.8 m/s²"),
+        ("25 m<sup>²</sup>, 7 km<sup>²</sup><sup>1</sup>, 2<sup>1 and 2</sup>", "25 m², 7 km², 2"),
+        (
+            "5<sup>1 and 2</sup>, 6<sup>1 & 2</sup>, 7<sup>1/2</sup>, 3 ft<sup>2</sup>",
+            "5, 6, 7, 3 ft²",
+        ),
         ('25 m<sup><a href="#2">2</a></sup>', "25 m"),
         ("14.7 kWh/100&nbsp;km<sup>2</sup>, 0 g/km<sup>3</sup>", "14.7 kWh/100 km, 0 g/km"),
         ("10<sup>6</sup>, 10<sup>12</sup>, top 10<sup>1</sup>", "10⁶, 10¹², top 10"),

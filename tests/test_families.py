@@ -21,6 +21,8 @@ SMALL = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_atte
 SMALL |= dict(num_key_value_heads=2, head_dim=8, max_position_embeddings=512, vocab_size=49152)
 SMALL |= dict(initializer_range=0.3, pad_token_id=0, bos_token_id=1, eos_token_id=2)
 EXPERTS = dict(num_local_experts=4, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
+LATENT = dict(kv_lora_rank=8, q_lora_rank=8, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=8)
+LATENT |= dict(num_key_value_heads=4, num_experts_per_tok=2, first_k_dense_replace=1)
 SHORT_CONV = ["conv", "full_attention", "conv", "full_attention"]
 ONE_PASS = {  # full attention everywhere, and a mask that reaches it
     "qwen2": {},
@@ -42,6 +44,7 @@ SEPARATE = {  # windows, sinks, states, positions or masks of another kind
     "gpt_oss": dict(num_local_experts=4, num_experts_per_tok=2, sliding_window=512),  # sinks
     "gptj": dict(n_embd=32, n_layer=4, n_head=4, n_positions=512, rotary_dim=4),
     "bloom": dict(n_layer=4, n_head=4),
+    "deepseek_v3": LATENT | dict(n_routed_experts=4, n_group=1, topk_group=1),
     "lfm2": dict(layer_types=SHORT_CONV, full_attn_idxs=[1, 3], block_auto_adjust_ff_dim=False),
 }
 CONTEXTS = ["Ulm. A short one.", "Munich. " + "Every day the plant builds one more car. " * 12]
@@ -138,7 +141,7 @@ def test_a_step_of_full_and_of_lora(family, embedded_tokenizer):
 def test_a_pruned_model_is_the_one_that_is_saved(family, embedded_tokenizer, tmp_path):
     name, folder, checks, _ = family
     if not checks.prunable:
-        assert name in ("gpt2", "gptj", "bloom", "lfm2"), checks.lines
+        assert name in ("gpt2", "gptj", "bloom", "lfm2", "deepseek_v3"), checks.lines
         assert any(line.startswith("pruning: no") for line in checks.lines)
         return
     model = load_model(folder / "tiny", attention=checks.attention)

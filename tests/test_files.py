@@ -59,6 +59,8 @@ def test_a_missing_key_names_file_and_key(corpus, article, key):
         ({"text": ["a"] * 1000}, "'text' is .{60}, need text"),
         ({"date": "12.05.2025"}, "'date' is '12.05.2025', need an ISO date like 2025-05-12"),
         ({"date": "2025-13-01"}, "'date' is .*need an ISO date"),
+        ({"date": "20250512"}, "'date' is '20250512', need an ISO date"),
+        ({"date": "2025-W20-1"}, "'date' is .*need an ISO date"),
         ({"date": ""}, "'date' is .*need an ISO date"),
         ({"id": "T0000001EN"}, "has the id T0000001EN of .*T0000001EN.json. Delete one"),
     ],
@@ -113,6 +115,13 @@ def test_files_without_rows_are_refused(tmp_path):
         bq.load_rows(tmp_path / "empty.jsonl")
     with pytest.raises(ValueError, match="is missing. Run the notebook before this one"):
         bq.load_rows(tmp_path / "nowhere.jsonl")
+
+
+def test_a_folder_in_place_of_a_file_is_named(corpus):
+    (corpus / "train" / "T0000009EN.json").mkdir()
+    for read in (bq.load_articles, bq.load_rows, bq.read_json):
+        with pytest.raises(ValueError, match="cannot be read .Is a directory.. Correct the path"):
+            read(corpus / "train")
 
 
 def test_rows_are_chosen_by_kind_and_a_kind_that_is_not_there_is_named(tmp_path):

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from bmwqa.answers import Stamps, answer_rows, stream_answer
 from bmwqa.machine import choose_precision
@@ -159,6 +160,24 @@ def test_a_local_folder_is_used_as_it_is(tiny_model_folder):
     used = resolve_model(str(tiny_model_folder))
     assert used["name"] == str(tiny_model_folder)
     assert used["revision"].startswith("local folder, ")
+
+
+def test_a_folder_inside_the_project_gets_its_name_there(tiny_model_folder, monkeypatch):
+    monkeypatch.setattr("bmwqa.models.ROOT", tiny_model_folder.parent.resolve())
+    used = resolve_model(str(tiny_model_folder))
+    assert used["name"] == "tiny"  # no path of this machine, and found from every folder
+    assert load_tokenizer(used["name"]).eos_token
+    assert resolve_model("tiny") == used
+
+
+def test_weights_that_are_missing_are_not_made_up(tiny_model_folder, tmp_path):
+    folder = shutil.copytree(tiny_model_folder, tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.2.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    message = r"model holds no whole model \(1 weights are missing, .*layers.2.mlp.up_proj"
+    with pytest.raises(ValueError, match=message):
+        load_model(folder)
 
 
 def test_short_names():

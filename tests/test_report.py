@@ -116,7 +116,7 @@ def by_hand() -> dict:
     contexts = {"own_article": figure(0.5), "no_article": figure(0.2), "other_article": figure(0.1)}
     return {
         "headline": "benchmark",
-        "training": {"pruned": {"layers_removed": [3, 4]}},
+        "training": {"full": {}, "lora": {}, "pruned": {"layers_removed": [3, 4]}},
         "variants": {
             name: {"benchmark": {"f1": figure(mean), "exact_match": figure(mean - 0.05)}}
             for name, mean in f1.items()

@@ -3,6 +3,7 @@
 import random
 import re
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from conftest import PARAMETERS
 from test_processes import make_group, make_run
 
 from bmwqa.checkpoints import last_checkpoint
+from bmwqa.machine import PeakMemory
 from bmwqa.run import base_model, make_trainer, optimizer_for, plan_steps
 from bmwqa.settings import read_settings
 
@@ -123,3 +125,12 @@ def test_a_wrong_parameter_is_one_line_that_names_it(name, value, need):
 def test_a_missing_parameter_is_named():
     with pytest.raises(ValueError, match="^SEED is missing"):
         read_settings({name: value for name, value in PARAMETERS.items() if name != "SEED"})
+
+
+def test_peak_memory_counts_the_models_and_what_comes_but_not_what_was_there():
+    before = torch.ones(50_000_000)  # 0.2 GB
+    models = [torch.nn.Linear(5000, 5000) for _ in range(2)]  # 0.1 GB each
+    with PeakMemory(*models) as peak:
+        more = torch.ones(75_000_000)  # 0.3 GB
+        time.sleep(0.2)
+    assert 0.48 < peak.gb < 0.56, (peak.gb, len(before), len(more))

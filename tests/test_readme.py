@@ -9,7 +9,7 @@ import pytest
 
 import bmwqa_utils as bq
 from bmwqa.report import verdict
-from experiments import balance, learning_curve, tables
+from experiments import balance, int8, learning_curve, tables
 from experiments.speed_page import write_readme
 
 README, PAGE = (path.read_text(encoding="utf-8") for path in (tables.FRONT, tables.PAGE))
@@ -75,6 +75,17 @@ def test_the_scores_of_the_experiments_come_from_the_answers_that_stand_beside_t
         assert figures["f1"] == pytest.approx(mean(f1))
         assert figures["exact_match"] == pytest.approx(mean(exact))
         assert figures["declined_rightly"] == pytest.approx(mean(declined))
+
+
+def test_the_table_of_int8_is_the_one_of_its_answers():
+    assert int8.readme() == PAGE
+    table = PAGE.split("<!-- int8:")[1].split("<!-- /int8 -->")[0]
+    lines = bq.read_jsonl(bq.ROOT / "experiments/int8.jsonl")
+    for way in int8.ANSWERED:
+        given = [line for line in lines if line["kind"] != "unanswerable"]
+        f1 = mean(plain_f1(line, line[way]["answer"]) for line in given)
+        row = next(row for row in table.splitlines() if row.startswith(f"| {way} |"))
+        assert row.split(" | ")[5] == f"{f1:.2f}"
 
 
 def test_the_verdict_is_the_one_of_the_figures():

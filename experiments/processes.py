@@ -18,8 +18,10 @@ from pathlib import Path
 import matplotlib
 import nbformat
 import torch
+import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.commands.launch import launch_command, launch_command_parser
+from accelerate.utils import DistributedType
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from bmwqa import answers
@@ -91,21 +93,29 @@ def run_cells(what: str, parameters: dict) -> None:
         names |= parameters if number == first else {}
 
 
+def divide_among_cpus() -> None:
+    """Let accelerate divide a model among CPUs; its state.py does so among "MULTI_GPU" alone.
+
+    FSDP itself needs only gloo.
+    """
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    PartialState._prepare_backend = lambda *arguments: ("gloo", DistributedType.MULTI_GPU)
+
+
 def work(what: str, parameters: dict) -> None:
     """One of the processes; the main one prints, and says in one line what is wrong."""
     matplotlib.use("Agg")
     warnings.filterwarnings("ignore", message="FigureCanvasAgg is non-interactive")
     # the others may wait long for the one that saves or answers; the death of one is seen at once
-    cpu = not torch.accelerator.is_available()
-    state = PartialState(cpu=cpu, timeout=timedelta(days=1))
+    cpu, timeout = not torch.accelerator.is_available(), timedelta(days=1)
+    if cpu and "ACCELERATE_USE_FSDP" in os.environ:
+        dist.init_process_group("gloo", timeout=timeout)
+        divide_among_cpus()
+    state = PartialState(cpu=cpu, timeout=timeout)
     if not state.is_main_process:
         sys.stdout = open(os.devnull, "w")
     answers.answer_missing = answer_divided
     try:
-        if cpu and "ACCELERATE_USE_FSDP" in os.environ:
-            raise ValueError(
-                "accelerate divides models among GPUs alone, found none. Use cpus.yaml."
-            )
         run_cells(what, parameters)
     except (ValueError, FloatingPointError) as error:
         if not state.is_main_process:

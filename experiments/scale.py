@@ -232,13 +232,6 @@ def growth(results: dict, part: str) -> str:
 
 def scale_section(results: dict, speed: dict) -> str:
     """The page's part: a table of what was measured, and one of what is reckoned from it."""
-    most, rate = largest(results, "3"), cpu_rate(speed) / 1e9
-    everything = largest(results, "all")
-    eight = step_cost(WEIGHTS["7B"], SETUPS["8 H100"], everything["tokens"]["tokens_per_step"], 0)
-    waits, millions = eight["network"] / eight["compute"], 1e6 / everything["articles"]
-    rows_gb = everything["pairs"]["rows_gb"] * millions
-    tokens_gb = everything["tokens"]["tokens_gb"] * millions
-    step, read = everything["tokens"]["tokens_per_step"], everything["tokens"]["read_ms"]
     return "\n".join(
         [
             "Measured on two cores that other work shared, so CPU seconds say more than wall time. "
@@ -248,35 +241,63 @@ def scale_section(results: dict, speed: dict) -> str:
             "",
             "![CPU seconds and peak memory by articles](scale.png)",
             "",
-            f"Pairs take {growth(results, 'pairs')}, tokens {growth(results, 'tokens')}; imports "
-            "are in both. Articles and rows are read one after the other; what grows with their "
-            f"number is a table of questions without their texts: {most['pairs']['peak_gb']:.2f} "
-            f"GB at {most['articles']:,} articles. Written questions and the articles they ask "
-            f"about are held in memory: {everything['pairs']['peak_gb']:.2f} GB at "
-            f"{everything['articles']:,} articles with all questions on each.",
+            measured_words(results),
             "",
             "**Reckoned, not measured:** hours of one pass over the articles by the method named, "
             "a step being one article per machine, with fp32 weights and bf16 products.",
             "",
             markdown_table(paper_rows(results, speed)),
             "",
-            f"Measured are {step:,.0f} tokens per article with all questions, and {rate:.0f} "
-            "GFLOP/s on two cores with bf16 (the section on speed). Assumed are 6 FLOPs per weight "
-            f"and token (4 for LoRA), {UTILISATION:.0%} of an H100's 989 TFLOP/s, 10 Gbit/s "
-            "between CPU machines, 450 GB/s between H100s, no overlap of computing and "
-            "sending, and no waiting for the longest article.",
-            "On CPUs computing saturates first: a machine with more cores shortens it about in "
-            "proportion, until memory bandwidth ends that. The network comes second, and is first "
-            "at 1 Gbit/s.",
-            "A 7B model meets memory first: full fine-tuning with AdamW keeps 122 GB. One machine "
-            "trains its adapter instead, and several share the weights (FSDP).",
-            f"Eight H100s send for {waits:.0%} of the time they compute 7B, as an article is a "
-            "small step. Several articles per process (`gradient_accumulation_steps`) make that "
-            "share small; they also change what a step learns from.",
-            f"Data is not the limit: reading a step takes {read:.1f} ms of CPU time. A million "
-            f"articles with all questions are {rows_gb:.0f} GB of rows and {tokens_gb:.0f} GB of "
-            "tokens on disk. Several cores tokenize a file of more than 1 GB.",
+            assumed_words(results, speed),
+            saturated_words(results),
         ]
+    )
+
+
+def measured_words(results: dict) -> str:
+    """How time and memory grow."""
+    most, everything = largest(results, "3"), largest(results, "all")
+    return (
+        f"Pairs take {growth(results, 'pairs')}, tokens {growth(results, 'tokens')}; imports "
+        "are in both. Articles and rows are read one after the other; what grows with their "
+        f"number is a table of questions without their texts: {most['pairs']['peak_gb']:.2f} "
+        f"GB at {most['articles']:,} articles. Written questions and the articles they ask "
+        f"about are held in memory: {everything['pairs']['peak_gb']:.2f} GB at "
+        f"{everything['articles']:,} articles with all questions on each."
+    )
+
+
+def assumed_words(results: dict, speed: dict) -> str:
+    """What the table of hours is reckoned from."""
+    tokens, rate = largest(results, "all")["tokens"]["tokens_per_step"], cpu_rate(speed) / 1e9
+    return (
+        f"Measured are {tokens:,.0f} tokens per article with all questions, and {rate:.0f} "
+        "GFLOP/s on two cores with bf16 (the section on speed). Assumed are 6 FLOPs per weight "
+        f"and token (4 for LoRA), {UTILISATION:.0%} of an H100's 989 TFLOP/s, 10 Gbit/s "
+        "between CPU machines, 450 GB/s between H100s, no overlap of computing and "
+        "sending, and no waiting for the longest article."
+    )
+
+
+def saturated_words(results: dict) -> str:
+    """What saturates first, a line each: cores, memory, the network, data."""
+    everything = largest(results, "all")
+    pairs, tokens = everything["pairs"], everything["tokens"]
+    eight = step_cost(WEIGHTS["7B"], SETUPS["8 H100"], tokens["tokens_per_step"], 0)
+    waits, millions = eight["network"] / eight["compute"], 1e6 / everything["articles"]
+    return (
+        "On CPUs computing saturates first: a machine with more cores shortens it about in "
+        "proportion, until memory bandwidth ends that. The network comes second, and is first "
+        "at 1 Gbit/s.\n"
+        "A 7B model meets memory first: full fine-tuning with AdamW keeps 122 GB. One machine "
+        "trains its adapter instead, and several share the weights (FSDP).\n"
+        f"Eight H100s send for {waits:.0%} of the time they compute 7B, as an article is a "
+        "small step. Several articles per process (`gradient_accumulation_steps`) make that "
+        "share small; they also change what a step learns from.\n"
+        f"Data is not the limit: reading a step takes {tokens['read_ms']:.1f} ms of CPU time. "
+        f"A million articles with all questions are {pairs['rows_gb'] * millions:.0f} GB of rows "
+        f"and {tokens['tokens_gb'] * millions:.0f} GB of tokens on disk. Several cores tokenize a "
+        "file of more than 1 GB."
     )
 
 

@@ -1,11 +1,14 @@
-"""Training and answering in two processes equal one process; what is killed goes on."""
+"""Training and answering in two or three processes equal one; what is killed goes on."""
 
+import functools
+import gc
 import itertools
 import json
 import os
 import random
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -17,9 +20,18 @@ import pytest
 import torch
 import torch.distributed as dist
 from accelerate import PartialState, debug_launcher
-from accelerate.commands.launch import launch_command, launch_command_parser
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import (
+    _validate_launch_command,
+    launch_command,
+    launch_command_parser,
+)
 from accelerate.state import AcceleratorState
+from accelerate.utils.launch import prepare_multi_gpu_env
 from conftest import PARAMETERS
+from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
+from torch.multiprocessing.spawn import ProcessException
 from transformers import TrainerCallback
 
 import bmwqa_utils as bq
@@ -33,15 +45,19 @@ from bmwqa.run import Run, base_model, lora_model, make_trainer
 from bmwqa.settings import read_settings
 from bmwqa_utils import IGNORE
 from experiments import processes
+from experiments.notebooks import tagged
 
 
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
     """A thread per process: forked processes may hang with more, and have two cores together."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    gc.freeze()  # else each forked process copies all that is here
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    gc.unfreeze()
     torch.set_num_threads(threads)
 
 
@@ -62,49 +78,113 @@ def make_run(model: Path, out_dir: Path, groups: list[dict], **changes) -> Run:
     settings = read_settings(PARAMETERS | {"MAX_STEPS": 1, "WARMUP_STEPS": 0} | changes)
     used = {"name": str(model), "revision": None, "why": ""}
     held_out = [make_group(number) for number in range(4, 4 + settings.held_out)]
-    tokenizer = load_tokenizer(model)
+    tokenizer = tokenizer_of(model)
     return Run(settings, used, tokenizer, torch.float32, Preflight(), groups, held_out, {})
 
 
+tokenizer_of = functools.cache(load_tokenizer)
+
+
 class Gradients(TrainerCallback):
-    """The gradients of the last step, by the names of the weights."""
+    """The gradients of the first step, whole, by the names of the weights."""
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        gradients = {n: w.grad for n, w in model.named_parameters() if w.grad is not None}
-        self.gradients = {name: gradient.clone() for name, gradient in gradients.items()}
+        if state.global_step == 0:
+            gradients = {n: w.grad for n, w in model.named_parameters() if w.grad is not None}
+            self.gradients = {name: whole(gradient) for name, gradient in gradients.items()}
 
 
-def first_step(variant: str, model: Path, out_dir: Path, accumulated: int = 1) -> None:
-    """Train a step on two articles; its loss, held-out loss and gradients go to a file."""
-    run = make_run(model, out_dir, [make_group(1), make_group(3)], HELD_OUT=3, EVAL_STEPS=1)
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()
+
+
+def divide_models() -> None:
+    """What `accelerate launch` with fsdp.yaml brings about in a process without a GPU."""
+    options = ["--config_file", str(processes.CONFIGS / "fsdp.yaml"), "script.py"]
+    arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(options))
+    os.environ |= prepare_multi_gpu_env(arguments) | {"LOCAL_RANK": str(dist.get_rank())}
+    processes.divide_among_cpus()
+
+
+def three_steps(variant: str, model: Path, out_dir: Path, count: int, engine: str) -> None:
+    """Train three steps of `count` articles; what is compared goes to a file in `out_dir`.
+
+    engine: "ddp", "fsdp", or "" for one process that adds `count` articles up.
+    """
+    if engine == "fsdp":
+        divide_models()
+    groups = [make_group(number) for number in range(1, 3 * count + 1)]
+    run = make_run(model, out_dir, groups, MAX_STEPS=3, HELD_OUT=3, EVAL_STEPS=3)
     loaded = lora_model(run) if variant == "lora" else base_model(run)
     for name, weight in loaded.named_parameters():
         if "lora_B" in name:  # it begins as 0, and then so is the gradient of lora_A
             torch.nn.init.normal_(weight, std=0.1)
+    before = {name: weight.detach().clone() for name, weight in loaded.named_parameters()}
     trainer, watch = make_trainer(run, variant, loaded, 1e-3), Gradients()
-    trainer.args.gradient_accumulation_steps, trainer.args.max_grad_norm = accumulated, 0.0
+    if not engine:
+        trainer.train_dataset = parallel.similar_lengths(groups, count, run.settings.seed)
+        trainer.args.gradient_accumulation_steps = count
+    assert trainer.is_fsdp_enabled == (engine == "fsdp")
+    trainer.args.max_grad_norm = 0.0
     trainer.add_callback(watch)
     trainer.train()
-    log = {key: value for entry in trainer.state.log_history for key, value in entry.items()}
+    moved = {n: whole(w.detach()) - before[n] for n, w in trainer.model.named_parameters()}
+    log = trainer.state.log_history
+    losses = [entry["loss"] for entry in log if "loss" in entry]
+    held_out = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
     if trainer.is_world_process_zero():
-        torch.save((log["loss"], log["eval_loss"], watch.gradients), out_dir / "step.pt")
+        torch.save((losses, held_out, watch.gradients, moved), out_dir / "steps.pt")
 
 
 @pytest.mark.parametrize("variant", ["full_ft", "lora"])
-def test_two_processes_give_the_loss_and_gradients_of_one(variant, tiny_model_folder, tmp_path):
-    """With DDP. FSDP needs GPUs: on CPUs, accelerate 1.15 ignores it, see its state.py."""
-    for name in ("one", "two"):
+@pytest.mark.parametrize("count, engine", [(2, "ddp"), (3, "ddp"), (2, "fsdp")])
+def test_several_processes_train_as_one_does(variant, count, engine, tiny_model_folder, tmp_path):
+    for name in ("one", "several"):
         (tmp_path / name).mkdir()
-    first_step(variant, tiny_model_folder, tmp_path / "one", accumulated=2)
-    debug_launcher(first_step, (variant, tiny_model_folder, tmp_path / "two"), num_processes=2)
-    loss, held_out, gradients = torch.load(tmp_path / "one" / "step.pt")
-    loss_of_two, held_out_of_two, gradients_of_two = torch.load(tmp_path / "two" / "step.pt")
-    assert loss_of_two == pytest.approx(loss, rel=1e-5)
-    assert gradients.keys() == gradients_of_two.keys()
+    three_steps(variant, tiny_model_folder, tmp_path / "one", count, "")
+    arguments = (variant, tiny_model_folder, tmp_path / "several", count, engine)
+    debug_launcher(three_steps, arguments, num_processes=count)
+    one, several = (torch.load(tmp_path / name / "steps.pt") for name in ("one", "several"))
+    (losses, held_out, gradients, moved), (_, _, other_gradients, other_moved) = one, several
+    assert several[0] == pytest.approx(losses, rel=1e-5) and len(losses) == 3
+    assert several[1] == pytest.approx(held_out, rel=1e-5) and len(held_out) == 1
+    assert gradients.keys() == other_gradients.keys() and moved.keys() == other_moved.keys()
     for name, gradient in gradients.items():
-        error = (gradient - gradients_of_two[name]).norm()
+        error = (gradient - other_gradients[name]).norm()
         assert 0 < gradient.norm() and error < 1e-4 * gradient.norm(), name
-    assert held_out_of_two == pytest.approx(held_out, rel=1e-4)
+        assert (moved[name] - other_moved[name]).norm() < 1e-3 * moved[name].norm(), name
+
+
+def train_divided(model: Path, out_dir: Path, killed_at: int | None = None) -> None:
+    """Train four steps of a divided model; process 2 kills itself after `killed_at` steps."""
+
+    class Killed(training.StepReport):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == killed_at and dist.get_rank() == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            super().on_step_begin(args, state, control)
+
+    divide_models()
+    training.StepReport, training.SAVE_STEPS = Killed, 2
+    groups = [make_group(number) for number in range(1, 13)]
+    run = make_run(model, out_dir, groups, MAX_STEPS=4, HELD_OUT=0)
+    training.train(run, "full_ft", base_model(run), 1e-3)
+
+
+def test_a_model_divided_among_three_goes_on_after_a_kill(tiny_model_folder, tmp_path):
+    killed, unbroken = tmp_path / "killed", tmp_path / "unbroken"
+    with pytest.raises(ProcessException, match="SIGKILL|peer"):
+        debug_launcher(train_divided, (tiny_model_folder, killed, 3), num_processes=3)
+    assert not (killed / "tiny_full_ft").exists()
+    # begun at step 0, the rerun would be killed
+    debug_launcher(train_divided, (tiny_model_folder, killed, 0), num_processes=3)
+    debug_launcher(train_divided, (tiny_model_folder, unbroken), num_processes=3)
+    one, other = (folder / "tiny_full_ft" for folder in (killed, unbroken))
+    losses, other_losses = (bq.read_json(f / "training.json")["losses"] for f in (one, other))
+    assert losses == other_losses and len(losses) == 4
+    weights, other_weights = (load_file(f / "model.safetensors") for f in (one, other))
+    assert weights.keys() == other_weights.keys()
+    assert all(torch.equal(weights[name], other_weights[name]) for name in weights)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -131,9 +211,10 @@ def parameters(tmp_path_factory, tiny_model_folder):
     folder = tmp_path_factory.mktemp("run")
     written_rows(folder)
     (folder / "benchmark.jsonl").touch()
+    bq.write_json(folder / "manifest.json", {})
     changes = {"MODEL": str(tiny_model_folder), "REVISION": None, "PRECISION": "fp32"}
     changes |= {"PROCESSED_DIR": str(folder), "BENCHMARK": str(folder / "benchmark.jsonl")}
-    changes |= {"MAX_STEPS": 40, "HELD_OUT": 1, "EVAL_STEPS": 20}
+    changes |= {"MAX_STEPS": 24, "HELD_OUT": 1, "EVAL_STEPS": 12}
     changes |= {"MAX_NEW_TOKENS": 5, "MAX_NEW_TOKENS_ABOUT": 5, "OUT_DIR": str(folder / "out")}
     return changes
 
@@ -164,14 +245,37 @@ def killed(parameters):
 def trained(parameters, killed):
     """What the rerun of the killed run printed."""
     rerun = start("train", parameters)
-    output, errors = rerun.communicate()
+    output, errors = rerun.communicate(timeout=300)
     assert rerun.returncode == 0, errors
     return output
 
 
-def answer_here(parameters: dict) -> None:
+@pytest.fixture(scope="module")
+def answered_by_one(parameters, trained, tmp_path_factory):
+    """OUT_DIR after one process has answered."""
+    folder = tmp_path_factory.mktemp("answered") / "out"
+    shutil.copytree(parameters["OUT_DIR"], folder)
+    answer_and_write(parameters | {"OUT_DIR": str(folder)})
+    return folder
+
+
+def answer_and_write(parameters: dict) -> None:
+    """The cells from the evaluation on that answer and write eval_generations.jsonl."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes, "tagged", last_cell)
+        processes.run_cells("answer", parameters)
+
+
+def last_cell(notebook, tag: str) -> int:
+    writing = 'write_jsonl(out_dir / "eval_generations.jsonl"'
+    if tag == "answers":
+        return next(i for i, cell in enumerate(notebook.cells) if writing in cell.source)
+    return tagged(notebook, tag)
+
+
+def answer_here(parameters: dict, count: int) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)  # that of the tests before, forked
-    assert PartialState(cpu=True).num_processes == 2
+    assert PartialState(cpu=True).num_processes == count
     answers.answer_missing = processes.answer_divided
     processes.run_cells("answer", parameters)
 
@@ -192,28 +296,27 @@ def test_a_rerun_goes_on_with_the_losses_of_an_unbroken_run(parameters, trained,
         unbroken = bq.read_json(tmp_path / f"tiny_{variant}" / "training.json")
         same = ("run", "losses", "eval_losses", "articles", "questions")
         assert [rerun[key] for key in same] == [unbroken[key] for key in same]
-        assert (len(rerun["losses"]), len(rerun["articles"])) == (40, 80)
+        assert (len(rerun["losses"]), len(rerun["articles"])) == (24, 48)
         assert trained.count(f"tiny_{variant}: ") == 1  # one process prints
-    assert int(re.search(r"full_ft:.* (\d+)/40 \[00:00<\?", trained)[1]) >= 4  # where it began
+    assert int(re.search(r"full_ft:.* (\d+)/24 \[00:00<\?", trained)[1]) >= 10  # where it began
     assert not list(Path(parameters["OUT_DIR"], "runs").glob("tiny_*"))
 
 
-def test_two_processes_answer_as_one_does(parameters, trained, tmp_path):
-    for name in ("one", "two"):
-        shutil.copytree(parameters["OUT_DIR"], tmp_path / name)
-    processes.run_cells("answer", parameters | {"OUT_DIR": str(tmp_path / "one")})
-    debug_launcher(answer_here, (parameters | {"OUT_DIR": str(tmp_path / "two")},), num_processes=2)
-    files = sorted(path.name for path in (tmp_path / "one" / "runs").glob("answers-*"))
-    assert files == sorted(path.name for path in (tmp_path / "two" / "runs").glob("answers-*"))
-    assert len(files) == 5
-    for file in files:
-        one, two = (bq.read_jsonl(tmp_path / name / "runs" / file) for name in ("one", "two"))
-        assert len(one) >= 14 * 3
-        first, second = (
-            {(line["variant"], line["question_id"]): line | {"seconds": 0} for line in lines}
-            for lines in (one, two)
-        )
-        assert first == second and len(one) == len(first) == len(two)
+@pytest.mark.parametrize("count", [2, 3])
+def test_several_processes_answer_as_one_does(
+    count, parameters, trained, answered_by_one, tmp_path
+):
+    folder = tmp_path / "out"
+    shutil.copytree(parameters["OUT_DIR"], folder)
+    parameters = parameters | {"OUT_DIR": str(folder)}
+    debug_launcher(answer_here, (parameters, count), num_processes=count)
+    answered = {path.name: path.stat().st_mtime_ns for path in (folder / "runs").glob("answers-*")}
+    assert len(answered) == 5
+    answer_and_write(parameters)  # finds all answers there
+    assert answered == {p.name: p.stat().st_mtime_ns for p in (folder / "runs").glob("answers-*")}
+    name = "eval_generations.jsonl"
+    assert (folder / name).read_bytes() == (answered_by_one / name).read_bytes()
+    assert len(bq.read_jsonl(folder / name)) >= 14 * 3
 
 
 # --------------------------------------------------------------------------------------------------
@@ -270,3 +373,10 @@ def test_a_port_in_use():
         arguments = launch_command_parser().parse_args([*options, "-m", "experiments.processes"])
         with pytest.raises(ConnectionError, match=f"port `{port}`, but another process"):
             launch_command(arguments)
+
+
+@pytest.mark.parametrize("name", ["cpus", "fsdp", "gpus", "machines"])
+def test_accelerate_knows_every_key_of_the_files(name):
+    config = load_config_from_file(str(processes.CONFIGS / f"{name}.yaml"))  # refuses others
+    options = launch_command_parser().parse_args(["script.py"])
+    assert config.fsdp_config.keys() <= vars(options).keys()

@@ -1,8 +1,9 @@
 """The parts that tests prove and scripts share, one file for each subject. Imports go one way:
 
 corpus <- pairs <- bmwqa_utils <- dataset; bmwqa_utils <- one_pass <- answers <- export <- models
-models, preflight, pruning, machine, settings <- run; answers, settings <- preflight
-pairs <- scores <- results, report, retrieval; retrieval <- ask; corpus <- pressclub <- chrome
+models, preflight, machine, settings <- run; answers, pruning, settings <- preflight
+pairs <- scores <- results, retrieval; retrieval <- ask; report <- export
+settings <- bmwqa_utils; corpus <- pressclub <- chrome
 """
 
 import os

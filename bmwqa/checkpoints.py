@@ -1,8 +1,11 @@
 """Checkpoints of a run: which is whole, and is it from this number of processes?"""
 
+import os
 import re
 import shutil
 from pathlib import Path
+
+from accelerate.utils.constants import OPTIMIZER_NAME
 
 from bmwqa.parallel import processes
 
@@ -26,7 +29,11 @@ def without_count(name: str) -> str:
 
 
 def refuse_other_counts(checkpoints: Path) -> None:
-    """ValueError if this run was begun by another number of processes, and not finished."""
+    """ValueError if this run was begun in another way, and not finished.
+
+    That is by another number of processes, or its model was divided among them (FSDP) and now is
+    not, or the reverse.
+    """
     name = without_count(checkpoints.name)
     for mark in checkpoints.parent.glob(f"{name}*/checkpoint-*/{WHOLE}"):
         begun = mark.parents[1]
@@ -34,3 +41,8 @@ def refuse_other_counts(checkpoints: Path) -> None:
             count = begun.name.removeprefix(f"{name}-x") if begun.name != name else 1
             problem = f"{mark.parent} is from {count} processes, this run has {processes()}"
             raise ValueError(f"{problem}. Set PROCESSES={count}, or delete {begun}.")
+        divided = mark.with_name(f"{OPTIMIZER_NAME}.bin").exists()
+        if divided != ("ACCELERATE_USE_FSDP" in os.environ):
+            problem = f"{mark.parent} is {'' if divided else 'not '}of a divided model (FSDP)"
+            need = "with" if divided else "without"
+            raise ValueError(f"{problem}. Start {need} fsdp.yaml, or delete {begun}.")

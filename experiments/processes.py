@@ -7,6 +7,7 @@ answer  the cells from there to the answers; the notebook then finds all of them
 with accelerate/cpus.yaml. For several machines, the files there name the command.
 """
 
+import ctypes
 import os
 import signal
 import sys
@@ -102,8 +103,15 @@ def divide_among_cpus() -> None:
     PartialState._prepare_backend = lambda *arguments: ("gloo", DistributedType.MULTI_GPU)
 
 
+def end_with_launcher() -> None:
+    """Have Linux end this process when the one that started it is killed."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, see prctl(2)
+
+
 def work(what: str, parameters: dict) -> None:
     """One of the processes; the main one prints, and says in one line what is wrong."""
+    end_with_launcher()
     matplotlib.use("Agg")
     warnings.filterwarnings("ignore", message="FigureCanvasAgg is non-interactive")
     # the others may wait long for the one that saves or answers; the death of one is seen at once

@@ -176,6 +176,8 @@ def test_a_model_divided_among_three_goes_on_after_a_kill(tiny_model_folder, tmp
     with pytest.raises(ProcessException, match="SIGKILL|peer"):
         debug_launcher(train_divided, (tiny_model_folder, killed, 3), num_processes=3)
     assert not (killed / "tiny_full_ft").exists()
+    (checkpoint,) = killed.glob("runs/tiny_full_ft-*-x3/checkpoint-2")
+    assert (checkpoint / checkpoints.WHOLE).exists() and (checkpoint / "optimizer.bin").exists()
     # begun at step 0, the rerun would be killed
     debug_launcher(train_divided, (tiny_model_folder, killed, 0), num_processes=3)
     debug_launcher(train_divided, (tiny_model_folder, unbroken), num_processes=3)
@@ -319,6 +321,21 @@ def test_several_processes_answer_as_one_does(
     assert len(bq.read_jsonl(folder / name)) >= 14 * 3
 
 
+def test_processes_end_with_their_launcher():
+    reading, writing = os.pipe()
+    if not (launcher := os.fork()):
+        if not os.fork():
+            processes.end_with_launcher()
+            os.write(writing, str(os.getpid()).encode())
+            time.sleep(60)
+        signal.pause()
+    worker = psutil.Process(int(os.read(reading, 20)))
+    os.kill(launcher, signal.SIGKILL)
+    os.waitpid(launcher, 0)
+    psutil.wait_procs([worker], timeout=10)
+    assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
+
+
 # --------------------------------------------------------------------------------------------------
 # Order, and bad input
 
@@ -364,6 +381,21 @@ def test_a_checkpoint_from_another_number_of_processes(tiny_model_folder, tmp_pa
     need = "checkpoint-2 is from 3 processes, this run has 1. Set PROCESSES=3, or delete"
     with pytest.raises(ValueError, match=need):
         training.train(run, "full_ft", model, 1e-3)
+
+
+def test_a_checkpoint_of_a_divided_model(tmp_path, monkeypatch):
+    checkpoint = tmp_path / "tiny_full_ft-0123abcd-x2" / "checkpoint-2"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / checkpoints.WHOLE).touch()
+    checkpoints.refuse_other_counts(checkpoint.parent)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="checkpoint-2 is not of a divided .* Start without fsdp"):
+        checkpoints.refuse_other_counts(checkpoint.parent)
+    (checkpoint / "optimizer.bin").touch()  # what a divided run writes
+    checkpoints.refuse_other_counts(checkpoint.parent)
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
+    with pytest.raises(ValueError, match="checkpoint-2 is of a divided .* Start with fsdp.yaml"):
+        checkpoints.refuse_other_counts(checkpoint.parent)
 
 
 def test_a_port_in_use():

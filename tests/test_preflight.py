@@ -189,7 +189,7 @@ def test_the_questions_of_the_evaluation_are_checked_before_the_training(
     kept, dropped = bq.evaluation_questions(embedded_tokenizer, places)
     assert [question["slice"] for question in kept] == ["rule_made", "benchmark"] and not dropped
     bq.write_jsonl(tmp_path / "benchmark.jsonl", [line | {"id": "T1-r01"}])
-    with pytest.raises(ValueError, match="the id 'T1-r01' is one of a question by rule, too. Choo"):
+    with pytest.raises(ValueError, match="'T1-r01' is the id of a question by rule, too. Choo"):
         bq.evaluation_questions(embedded_tokenizer, places)
     for name in ("benchmark.jsonl", "eval.jsonl", "manifest.json"):
         (tmp_path / name).write_text("{")

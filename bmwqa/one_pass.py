@@ -289,9 +289,7 @@ def answer_questions(model, readings: list[Reading], ends: list[int], limits: li
     limits: the most new tokens per question. Each step writes a token of every answer, so fifty
     questions cost little more than one. The readings lose their caches, to save memory.
     """
-    owner = torch.tensor([i for i, reading in enumerate(readings) for _ in reading.questions])
-    places, sees = pad_left([question for reading in readings for question in reading.questions])
-    lengths = torch.tensor([reading.prefix_length for reading in readings])
+    owner, places, sees, lengths = _question_rows(readings)
     starts = sees.sum(1) + lengths[owner]
     cache, articles = _split_caches(readings, places, owner, lengths)
     articles.seat(owner)
@@ -308,11 +306,27 @@ def answer_questions(model, readings: list[Reading], ends: list[int], limits: li
             cache.batch_select_indices(goes_on.nonzero()[:, 0].to(model.device))
             active, ids = active[goes_on], ids[goes_on]
             articles.seat(owner[active])
-        batch = {"input_ids": ids[:, None], "position_ids": (starts[active] + step - 1)[:, None]}
-        mask = pad(sees[active], (0, step), value=1).bool()[:, None, None]
-        batch |= {"attention_mask": mask, "past_key_values": cache, "articles": articles}
-        ids = _logits(model, **batch)[:, -1].argmax(-1).cpu()
+        positions = starts[active] + step - 1
+        ids = _next_tokens(model, ids, positions, sees[active], step, cache, articles)
     return answers
+
+
+def _question_rows(readings: list[Reading]) -> tuple[torch.Tensor, ...]:
+    """(owner, places, sees, lengths) of all B questions, a row each, for `_split_caches`.
+
+    sees: [B, longest question], 1 on the tokens of a question, 0 on padding.
+    """
+    owner = torch.tensor([i for i, reading in enumerate(readings) for _ in reading.questions])
+    places, sees = pad_left([question for reading in readings for question in reading.questions])
+    return owner, places, sees, torch.tensor([reading.prefix_length for reading in readings])
+
+
+def _next_tokens(model, ids, positions, sees, step, cache, articles) -> torch.Tensor:
+    """[B]: the likeliest token after `ids` in each row, which has written `step` tokens."""
+    batch = {"input_ids": ids[:, None], "position_ids": positions[:, None]}
+    mask = pad(sees, (0, step), value=1).bool()[:, None, None]
+    batch |= {"attention_mask": mask, "past_key_values": cache, "articles": articles}
+    return _logits(model, **batch)[:, -1].argmax(-1).cpu()
 
 
 def _split_caches(readings, places, owner, lengths) -> tuple[DynamicCache, Articles]:

@@ -34,6 +34,8 @@ from bmwqa_utils import encode_text, prompt_ids
 SENTENCE = "Östersund, 12 May: “1,500 engines – and one <|im_end|>”, said Anna."
 LIMIT = 1e-5  # of the losses, relative, in fp32; exact models are at 1e-6
 NEW_TOKENS = 5
+REFUSALS = (ValueError, TypeError, RuntimeError, AttributeError)  # of PEFT, or of the adapted model
+FAULTS = (*REFUSALS, IndexError, KeyError)  # of a model that cannot compute what it is given
 
 
 @dataclass
@@ -118,11 +120,11 @@ def check_targets(model, targets: str | list[str]) -> str:
         if not names or {*names} - {*modules} - {"all-linear"}:
             raise ValueError("a layer is not there")
         try_adapter(model, targets)
-    except (ValueError, TypeError, RuntimeError, AttributeError) as error:
+    except REFUSALS as error:
         linear = [name for name, m in modules.items() if isinstance(m, torch.nn.Linear | Conv1D)]
         good = [name for name in sorted(linear) if takes_adapter(model, name)]
         need = f"Set it to some of the layers that can have an adapter: {good}."
-        reason = " ".join(str(error).split())[:240]
+        reason = one_line(error, 240)
         raise ValueError(f"LORA_TARGETS is {targets!r}, refused: {reason}. {need}") from error
     return f"adapter: beside {', '.join(names)}"
 
@@ -145,6 +147,11 @@ def try_adapter(model, targets: str | list[str]) -> None:
         adapted.unload()
 
 
+def one_line(error: Exception, most: int) -> str:
+    """The first `most` characters of an error's words."""
+    return " ".join(str(error).split())[:most]
+
+
 def _has_weight(module) -> bool:
     return isinstance(getattr(module, "weight", None), torch.nn.Parameter)
 
@@ -153,7 +160,7 @@ def takes_adapter(model, name: str) -> bool:
     """Whether the layers of a name can get an adapter."""
     try:
         try_adapter(model, [name])
-    except (ValueError, TypeError, RuntimeError, AttributeError):
+    except REFUSALS:
         return False
     return True
 
@@ -176,8 +183,8 @@ def check_exact(model, tokenizer, groups: list[dict]) -> tuple[bool, str]:
             if not same_tokens:
                 return False, "one pass: answers differ from generate's, so rows stay separate"
             gaps.append(gap)
-    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
-        reason = " ".join(str(error).split())[:80]
+    except FAULTS as error:
+        reason = one_line(error, 80)
         return False, f"one pass: {type(error).__name__} ({reason}), so rows stay separate"
     finally:
         model.set_attn_implementation(ours)
@@ -219,8 +226,8 @@ def check_rows(model, tokenizer, group: dict) -> None:
         together = reference_nll(model, group, separate_rows)
         alone = torch.tensor([row["nll"] for row in answer_apart(model, [group], ends, caps)[0]])
         whole, cut = (model(input_ids=x.to(model.device)).logits[0] for x in (ids, ids[:, :-1]))
-    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
-        reason = " ".join(str(error).split())[:160]
+    except FAULTS as error:
+        reason = one_line(error, 160)
         problem = f"MODEL cannot score and answer a row: {type(error).__name__} ({reason})"
         raise ValueError(f"{problem}. Use another MODEL.") from error
     finally:
@@ -262,8 +269,8 @@ def why_not_saved_pruned(model, group: dict) -> str:
             after = reference_nll(loaded_again(model), group, separate_rows)
             if not torch.allclose(before, after, rtol=LIMIT):
                 return "its config cannot say which layers are left"
-    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
-        return f"{type(error).__name__} without a layer ({' '.join(str(error).split())[:80]})"
+    except FAULTS as error:
+        return f"{type(error).__name__} without a layer ({one_line(error, 80)})"
     finally:
         keep_layers(model, layers, lists, range(len(layers)))
         logging.set_verbosity(verbosity)

@@ -128,10 +128,7 @@ class PoliteSite:
         status = response.status_code
         content_type = response.headers.get("Content-Type", "no content type")
         if status == 429 or status >= 500:
-            wait = None
-            with suppress(urllib3.exceptions.InvalidHeader):  # as "soon"
-                wait = urllib3.Retry().get_retry_after(response.raw)
-            raise _TryAgain(f"HTTP {status}", wait)
+            raise _TryAgain(f"HTTP {status}", _seconds_asked_for(response))
         if kind == "robots" and 400 <= status < 500:
             return ""
         if status != 200:
@@ -139,9 +136,8 @@ class PoliteSite:
         if kind == "html" and kind not in content_type.partition(";")[0].lower():
             raise FetchError(f"got {content_type!r}, need HTML")
         text = _decode(self._receive(response), content_type)
-        root = re.search(r"<(html|rss)\b", text, re.I)
-        if kind != "robots" and root and not re.search(f"</{root[1]}", text, re.I):
-            raise _TryAgain(f"truncated page (no </{root[1]}>)", None)
+        if kind != "robots" and (end := _missing_end(text)):
+            raise _TryAgain(f"truncated page (no {end})", None)
         return text
 
     def _receive(self, response: requests.Response) -> bytes:
@@ -154,6 +150,19 @@ class PoliteSite:
             if time.monotonic() > deadline:
                 raise FetchError(f"page not finished after {self.page_seconds:g} s, cut off")
         return bytes(body)
+
+
+def _seconds_asked_for(response: requests.Response) -> float | None:
+    """The pause that Retry-After asks for; None without one, or if it is none, as "soon"."""
+    with suppress(urllib3.exceptions.InvalidHeader):
+        return urllib3.Retry().get_retry_after(response.raw)
+    return None
+
+
+def _missing_end(text: str) -> str:
+    """The end tag, "</html>" or "</rss>", that a page lacks which has the start; else ""."""
+    root = re.search(r"<(html|rss)\b", text, re.I)
+    return f"</{root[1]}>" if root and not re.search(f"</{root[1]}", text, re.I) else ""
 
 
 # by windows-1252: a control character, or the surrogate of a byte that is not UTF-8

@@ -90,18 +90,27 @@ def retrieval_figures(index: ArticleIndex, questions: list[dict], threshold: flo
     """
     names = [row["article_id"] for row in questions]
     ranks = index.rank([row["question"] for row in questions], 4)
-    pairs = list(zip(names, ranks, strict=True))
-    best = [rank[0][1] for rank in ranks]
-    without = [max((s for name, s in rank if name != right), default=0.0) for right, rank in pairs]
+    best = np.array([rank[0][1] for rank in ranks])
+    without = np.array([*map(_best_other, names, ranks)])
     shares = {
-        "recall_at_1": [right == rank[0][0] for right, rank in pairs],
-        "recall_at_3": [right in dict(rank[:3]) for right, rank in pairs],
-        "declined": [score < threshold for score in best],
-        "declined_without": [score < threshold for score in without],
+        "recall_at_1": _in_first(1, names, ranks),
+        "recall_at_3": _in_first(3, names, ranks),
+        "declined": best < threshold,
+        "declined_without": without < threshold,
     }
     area = mannwhitneyu(best, without).statistic / len(best) ** 2
     figures = {"articles": len(index.contexts), "threshold": threshold, "separation": float(area)}
     return figures | {key: interval(values, names) for key, values in shares.items()}
+
+
+def _best_other(right: str, rank: list[tuple[str, float]]) -> float:
+    """The best score of another article than the right one; 0 if there is none."""
+    return max((score for name, score in rank if name != right), default=0.0)
+
+
+def _in_first(count: int, names: list[str], ranks: list) -> list[bool]:
+    """Whether each right article is among the first `count` of its rank."""
+    return [name in dict(rank[:count]) for name, rank in zip(names, ranks, strict=True)]
 
 
 def retrieved_scores(lines: list[dict], articles: dict[str, str]) -> dict:

@@ -298,23 +298,30 @@ def save_trained(folder: Path, trainer: Trainer, tokenizer, training: dict) -> N
 
 def training_record(run: Run, trainer: Trainer, name: str) -> dict:
     """training.json, see bmwqa/results.py `Training`; `name`: of the folder of checkpoints."""
-    log, groups = trainer.state.log_history, trainer.train_dataset
-    groups = [groups[place] for place in range(trainer.state.global_step * processes())]
-    trained = [entry for entry in log if "loss" in entry]
-    measured = [entry for entry in log if "eval_loss" in entry]
-    return run.notes | {
+    count = trainer.state.global_step * processes()
+    groups = [trainer.train_dataset[place] for place in range(count)]
+    record = {
         "model": run.used,
         "run": name,
         "held_out": [group["article_id"] for group in run.held_out],
         "learning_rate": trainer.args.learning_rate,
-        "losses": [entry["loss"] for entry in trained],
-        "eval_losses": [{"step": e["step"], "loss": e["eval_loss"]} for e in measured],
         "articles": [group["article_id"] for group in groups],
         "questions": sum(len(group["branches"]) for group in groups),
         "precision": str(run.dtype),
+        "trainable_parameters": trainer.get_num_trainable_parameters(),
+    }
+    return run.notes | record | logged_figures(trainer.state.log_history)
+
+
+def logged_figures(log: list[dict]) -> dict:
+    """The losses of a run, its median seconds per step and its peak memory, from Trainer's log."""
+    trained = [entry for entry in log if "loss" in entry]
+    measured = [entry for entry in log if "eval_loss" in entry]
+    return {
+        "losses": [entry["loss"] for entry in trained],
+        "eval_losses": [{"step": e["step"], "loss": e["eval_loss"]} for e in measured],
         "seconds_per_step": statistics.median(entry["seconds"] for entry in trained),
         "peak_memory_gb": max(entry["peak_gb"] for entry in trained),
-        "trainable_parameters": trainer.get_num_trainable_parameters(),
     }
 
 

@@ -155,15 +155,6 @@ def answer_run(folder: Path, variant: str, questions: list[dict], settings: Sett
     return bq.read_jsonl(folder / "answers.jsonl")
 
 
-def evaluation_questions() -> list[dict]:
-    """What training.ipynb asks: the rules' questions on the evaluation articles, the benchmark."""
-    rows = bq.load_rows(ROOT / "data/processed/eval.jsonl")
-    contexts = {row["article_id"]: row["context"] for row in rows}
-    questions = bq.rule_made_questions(rows)
-    questions += bq.load_benchmark(ROOT / DEFAULTS["BENCHMARK"], contexts)
-    return bq.drop_long(questions, load_tokenizer(MODEL), DEFAULTS["MAX_TOKENS"])[0]
-
-
 def do_run(
     name: str, variant: str, setting: Setting, seed: int, rows: list[dict], questions: list[dict]
 ) -> dict:
@@ -423,7 +414,7 @@ def read_options() -> argparse.Namespace:
 def main() -> None:
     options = read_options()
     rows = bq.load_rows(ROOT / "data/processed/train.jsonl")
-    questions = evaluation_questions()
+    questions, _ = bq.evaluation_questions(load_tokenizer(MODEL), read_settings(DEFAULTS))
     for part in options.parts:
         done = []
         seeds = [42] if part == "mission" else [42, 43, 44][: options.seeds]

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import PARAMETERS
+from test_families import LATENT
 from tokenizers import Tokenizer, models, processors
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -114,7 +115,6 @@ TINY = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_atten
 TINY |= dict(num_key_value_heads=4, head_dim=8, num_experts_per_tok=2, pad_token_id=0)
 EXPERTS = dict(num_local_experts=4, n_routed_experts=4, n_group=1, topk_group=1)
 STATES = dict(mamba_d_state=8, mamba_ngroups=1, mamba_headdim=8, n_mamba_heads=8)
-LATENT = dict(kv_lora_rank=8, q_lora_rank=8, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=8)
 
 
 def tiny(name, **changes):
@@ -158,7 +158,7 @@ def test_an_adapter_that_cannot_work_is_told_with_the_layers_that_can(
     ("name", "changes", "reason"),
     [
         ("llama", {}, ""),
-        ("deepseek_v3", EXPERTS | LATENT | dict(first_k_dense_replace=1), "its config cannot say"),
+        ("deepseek_v3", EXPERTS | LATENT, "its config cannot say"),
         ("gemma4_text", dict(hidden_size_per_layer_input=0), "without a layer"),
         ("jamba", dict(attn_layer_period=2, attn_layer_offset=1, num_experts=2), "without a layer"),
     ],

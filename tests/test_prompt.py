@@ -172,3 +172,8 @@ def test_the_shared_file_loads_neither_torch_nor_datasets():
     code = "import bmwqa_utils, sys; print({'torch', 'datasets', 'pandas'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=bq.ROOT, capture_output=True, text=True)
     assert done.stdout == "set()\n", done.stderr
+
+
+def test_the_context_begins_with_title_and_date(article):
+    opening = "A museum for engines opens in Steyr.\n12 May 2025\n\nSteyr. The museum"
+    assert bq.article_context(article).startswith(opening)

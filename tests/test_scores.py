@@ -213,13 +213,20 @@ def test_interval_leaves_out_what_does_not_apply():
     assert nothing == {"mean": None, "low": None, "high": None, "n": 0, "clusters": 0}
 
 
+def test_interval_with_counts_is_token_weighted():
+    # 2 nats per token for 100 tokens, 4 nats per token for 10
+    result = interval([200.0, 40.0], ["a", "b"], [100, 10])
+    assert math.exp(result["mean"]) == pytest.approx(8.862, abs=1e-3)
+    assert (result["low"], result["high"]) == (2, 4)
+    assert interval([1, 1], ["a", "b"], [1, 1])["low"] == 1  # one nat per token, not a share
+
+
 def test_one_article_has_no_interval():
     result = interval([1, 0, 1], list("aaa"))
     assert result == {"mean": 2 / 3, "low": None, "high": None, "n": 3, "clusters": 1}
 
 
 def test_equal_values():
-    assert interval([1, 1], ["a", "b"], [1, 1])["low"] == 1  # one nat per token, not a share
     half = interval([0.5] * 6, list("aabbcc"))
     assert half == {"mean": 0.5, "low": 0.5, "high": 0.5, "n": 6, "clusters": 3}
     articles = list("abcdefghijkl") * 2

@@ -289,6 +289,8 @@ def save_trained(folder: Path, trainer: Trainer, tokenizer, training: dict) -> N
     model = trainer.accelerator.unwrap_model(trainer.model)
     if trainer.is_fsdp_enabled:  # each process has a share of the weights
         weights = trainer.accelerator.get_state_dict(trainer.model)
+        for tied in model.all_tied_weights_keys:  # the same as another one
+            weights.pop(tied, None)
         model.save_pretrained = partial(model.save_pretrained, state_dict=weights)
     if trainer.is_world_process_zero():
         save_finished(folder, model, tokenizer, training)

@@ -39,7 +39,7 @@ from bmwqa import answers, checkpoints, parallel
 from bmwqa import run as training
 from bmwqa.corpus import ROOT
 from bmwqa.dataset import tokenize_rows
-from bmwqa.models import load_tokenizer
+from bmwqa.models import load_model, load_tokenizer
 from bmwqa.preflight import Preflight
 from bmwqa.run import Run, base_model, lora_model, make_trainer
 from bmwqa.settings import read_settings
@@ -187,6 +187,9 @@ def test_a_model_divided_among_three_goes_on_after_a_kill(tiny_model_folder, tmp
     weights, other_weights = (load_file(f / "model.safetensors") for f in (one, other))
     assert weights.keys() == other_weights.keys()
     assert all(torch.equal(weights[name], other_weights[name]) for name in weights)
+    assert "lm_head.weight" not in weights  # it is tied, and would lie there twice
+    whole = load_model(one)
+    assert torch.equal(whole.lm_head.weight, weights["model.embed_tokens.weight"])
 
 
 # --------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The parts that tests prove and scripts share, one file for each subject. Imports go one way:
 
 corpus <- pairs <- bmwqa_utils <- dataset; bmwqa_utils <- one_pass <- answers <- export <- models
-models, preflight, machine, settings <- run; answers, pruning, settings <- preflight
+models, preflight, machine, settings <- run; answers, int8, pruning, settings <- preflight
 pairs <- scores <- results, retrieval; retrieval <- ask; report <- export
 settings <- bmwqa_utils; corpus <- pressclub <- chrome
 """

@@ -3,6 +3,7 @@
 What cannot work is one error, with what to do. What works in the plain way only, goes that way.
 """
 
+import copy
 import os
 import shutil
 import tempfile
@@ -18,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from bmwqa.answers import answer_apart, end_tokens
+from bmwqa.int8 import to_int8
 from bmwqa.machine import choose_precision
 from bmwqa.one_pass import (
     ATTENTION,
@@ -45,6 +47,7 @@ class Preflight:
     collate: Callable = share_prefix  # or separate_rows
     attention: str | None = ATTENTION  # for `load_model`; None: the model's own
     prunable: bool = True
+    int8: bool = True  # whether `to_int8` fits this model and this machine
     lines: list[str] = field(default_factory=list)
     one_pass: str = ""  # of the lines, that on one pass per article
 
@@ -65,10 +68,14 @@ def check_all(model, tokenizer, groups, settings: Settings, folder: Path) -> Pre
         check_rows(model, tokenizer, extremes[0] | {"branches": together})
     reason = why_not_prunable(model) or why_not_saved_pruned(model, extremes[0])
     pruning = f"no: {reason}; the smaller model is left out" if reason else "layers can be cut out"
+    no_int8 = reason or why_not_int8(model, extremes[0])
+    int8 = f"no: {no_int8}; that row is left out" if no_int8 else "linear layers compute in it"
     dtype, _ = choose_precision(settings.precision)
-    lines += [one_pass, f"pruning: {pruning}", check_machine(model, folder, dtype)]
-    plain = {} if exact else {"collate": separate_rows, "attention": None}
-    return Preflight(prunable=not reason, lines=lines, one_pass=one_pass, **plain)
+    lines += [one_pass, f"pruning: {pruning}", f"int8: {int8}"]
+    lines.append(check_machine(model, folder, dtype))
+    options = {} if exact else {"collate": separate_rows, "attention": None}
+    options |= {"prunable": not reason, "int8": not no_int8}
+    return Preflight(lines=lines, one_pass=one_pass, **options)
 
 
 def check_tokenizer(tokenizer, config) -> str:
@@ -275,6 +282,22 @@ def why_not_saved_pruned(model, group: dict) -> str:
         keep_layers(model, layers, lists, range(len(layers)))
         logging.set_verbosity(verbosity)
     return ""
+
+
+def why_not_int8(model, group: dict) -> str:
+    """ "" if the first layer of a model that can be pruned computes in int8 here, else why not."""
+    if torch.accelerator.is_available():
+        return "it is for CPUs"
+    layers, lists = list(model.get_decoder().layers), per_layer_lists(model.config)
+    group = group | {"branches": group["branches"][:1]}
+    try:
+        keep_layers(model, layers, lists, [0])
+        nll = reference_nll(to_int8(copy.deepcopy(model)), group, separate_rows)
+        return "" if nll.isfinite().all() else "its losses are not finite"
+    except FAULTS as error:
+        return f"{type(error).__name__} ({one_line(error, 80)})"
+    finally:
+        keep_layers(model, layers, lists, range(len(layers)))
 
 
 def loaded_again(model):

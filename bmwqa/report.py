@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 NAMES = {"rule_made": "rule-made", "benchmark": "benchmark", "lora_merged": "lora, merged"}
+NAMES["full_int8"] = "full, int8"
 CONTEXTS = {"own_article": "its own article", "no_article": "no article"}
 CONTEXTS |= {"other_article": "another article"}
 
@@ -121,7 +122,7 @@ def verdict(results: dict) -> list[str]:
     costs = results["trade_off"]["variants"]
     ranked = sorted(scores, key=lambda name: scores[name]["f1"]["mean"], reverse=True)
     best = next(name for name in ranked if name in results["training"])
-    rival = next(name for name in ranked if name not in results["training"])
+    rival = next(name for name in ranked if name not in {*results["training"], "full_int8"})
     gain, full_lora = pairs[f"{best} - {rival}"], pairs["full - lora"]
     worth = "is" if gain["shown"] and gain["difference"] > 0 else "is not"
     better = "full and lora are not told apart"

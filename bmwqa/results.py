@@ -5,10 +5,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, PositiveFloat, ValidationError, create_model
 
-from bmwqa.scores import BASELINES, SCORES, TRAINED
+from bmwqa.scores import BASELINES, INT8, SCORES, TRAINED
 from bmwqa.settings import Count, Settings
 
-Variant = Literal[(*BASELINES, *TRAINED)]
+Variant = Literal[(*BASELINES, *TRAINED, INT8)]
 Slice = Literal["rule_made", "benchmark"]  # from rules; from people
 Share = Annotated[float, Field(ge=0, le=1)]
 

@@ -23,9 +23,10 @@ from bmwqa.pairs import UNANSWERABLE, content_words
 ROUGE = RougeScorer(["rougeL"])  # without a stemmer, as in Hugging Face evaluate
 SENTENCE_BLEU = BLEU(effective_order=True)  # a text of three words has no 4-grams
 TRAINED = ("full", "lora", "pruned")
+INT8 = "full_int8"
 BASELINES = ("base", "chat", "constant", "picker")  # not trained
 PAIRS = (("full", "picker"), ("lora", "picker"), ("full", "lora"))  # planned before any result
-OTHER_PAIRS = (("pruned", "full"), ("pruned", "lora"), ("pruned", "picker"))  # beside these
+OTHER_PAIRS = (("pruned", "full"), ("pruned", "lora"), ("pruned", "picker"), (INT8, "full"))
 OTHER_PAIRS += tuple((trained, baseline) for trained in TRAINED for baseline in BASELINES[:3])
 ANSWER_SCORES = ("exact_match", "f1", "contains", "rouge_l", "sentence_bleu", "declined_rightly")
 ANSWER_SCORES += ("declined_wrongly", "yes_no", "words_in_article")

@@ -3,13 +3,9 @@
 `python -m experiments.int8` measures, and writes int8.json, int8.jsonl and a part of README.md.
 """
 
-import io
-import warnings
 from statistics import median
 
 import pandas as pd
-import torch
-from torch.ao.quantization import per_channel_dynamic_qconfig, quantize_dynamic
 
 from bmwqa.answers import answer_rows, answer_speed
 from bmwqa.corpus import (
@@ -22,6 +18,7 @@ from bmwqa.corpus import (
     write_jsonl,
     write_text,
 )
+from bmwqa.int8 import saved_mb, to_int8
 from bmwqa.machine import machine
 from bmwqa.models import load_model, load_tokenizer
 from bmwqa.report import markdown_table, page_with, with_interval
@@ -36,23 +33,19 @@ SPEED_KEYS |= {"tokens per second": "tokens_per_second"}
 
 
 def load_way(way: str):
-    """full on the CPU, its linear layers in int8 as `way` says; the embedding stays fp32.
+    """full on the CPU, its linear layers in int8 as `way` says, see `to_int8`.
 
-    torch's own: a scale per row of each matrix, and one for all inputs of a product. torchao's: the
-    weights alone are int8, and become fp32 for each product.
+    torchao's: the weights alone are int8, and become fp32 for each product.
     """
     model = load_model(FOLDER).cpu()
+    if way == "full":
+        return model
     if way == "torchao int8 weights":
         from torchao.quantization import Int8WeightOnlyConfig, quantize_  # experiments alone
 
         quantize_(model, Int8WeightOnlyConfig())
-    elif way != "full":
-        kept = ("down_proj",) if "down_proj" in way else ()
-        linear = [name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)]
-        layers = {n: per_channel_dynamic_qconfig for n in linear if not n.endswith(kept)}
-        with warnings.catch_warnings(action="ignore"):  # torch says that torchao will replace this
-            quantize_dynamic(model, layers, torch.qint8, inplace=True)
-    return model
+        return model
+    return to_int8(model, ("down_proj",) if "down_proj" in way else ())
 
 
 def chosen_rows() -> list[dict]:
@@ -80,10 +73,8 @@ def measure() -> None:
     keys = ("slice", "article_id", "question_id", "kind", "references")
     lines = [{key: row[key] for key in keys} for row in rows]
     for way, model in models.items():
-        file = io.BytesIO()
-        torch.save(model.state_dict(), file)
         costs[way] = {key: median(speed[key] for speed in speeds[way]) for key in speeds[way][0]}
-        costs[way]["weights_mb"] = file.tell() / 1e6
+        costs[way]["weights_mb"] = saved_mb(model)
     for way in ANSWERED:
         answers = answer_rows(models[way], tokenizer, rows, 40, way)
         for line, answer in zip(lines, answers, strict=True):

@@ -4,6 +4,8 @@ Each goes the whole way: checks, a step of full fine-tuning and of LoRA, pruning
 reload, scoring and answering; what comes out equals the model's own eager attention, row by row.
 """
 
+import math
+
 import pytest
 import torch
 from conftest import PARAMETERS
@@ -12,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import bmwqa_utils as bq
 from bmwqa import preflight
 from bmwqa.answers import answer_rows
+from bmwqa.int8 import to_int8
 from bmwqa.models import load_model, save_finished
 from bmwqa.pruning import prune_layers
 from bmwqa.run import Run, base_model, lora_model, train
@@ -136,6 +139,17 @@ def test_a_step_of_full_and_of_lora(family, embedded_tokenizer):
             for one in (trained, base)
         ]
         assert scores[0] != scores[1]
+
+
+def test_int8_layers_answer_where_the_check_says_so(family, embedded_tokenizer):
+    name, folder, checks, _ = family
+    # the first layer of lfm2 has no attention, so it cannot be tried alone
+    assert checks.int8 == (checks.prunable and name != "lfm2"), checks.lines
+    if checks.int8:
+        model = to_int8(load_model(folder / "tiny", attention=checks.attention))
+        plain = checks.attention is None
+        answers = answer_rows(model, embedded_tokenizer, ROWS, 4, plain=plain)
+        assert all(math.isfinite(answer["nll"]) and answer["tokens"] for answer in answers)
 
 
 def test_a_pruned_model_is_the_one_that_is_saved(family, embedded_tokenizer, tmp_path):

@@ -267,7 +267,7 @@ def test_results_hold_what_the_page_shows(small_run):
     assert len(controls) == sum(line["slice"] == "benchmark" for line in answerable)
     for control in controls:
         assert control["no_article"]["nll_tokens"] == control["other_article"]["nll_tokens"]
-    models = {"base", "full", "lora", "pruned"}
+    models = {"base", "full", "lora", "pruned", "full_int8"}
     assert results["trade_off"]["variants"].keys() == models | {"lora_merged"}
     assert results["variants"].keys() == models | {"chat", "constant", "picker"}
 

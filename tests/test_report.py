@@ -95,7 +95,7 @@ def cost(**known):
 @pytest.fixture
 def by_hand() -> dict:
     f1 = {"base": 0.1, "chat": 0.2, "constant": 0.1, "picker": 0.35}
-    f1 |= {"full": 0.5, "lora": 0.3, "pruned": 0.4}
+    f1 |= {"full": 0.5, "lora": 0.3, "pruned": 0.4, "full_int8": 0.55}  # it is no baseline
     pairs = [
         pair("full - picker", 0.15, True, 0.03),
         pair("lora - picker", -0.05, False, 0.6),

@@ -33,9 +33,9 @@ evaluate: setup  ## only the evaluation, of the checkpoints that are there (PROC
 	$(if $(PROCESSES),$(BIN)/python -m experiments.processes answer --processes $(PROCESSES) $(PARAMETERS))
 	$(BIN)/python -m experiments.notebooks evaluate $(PARAMETERS)
 
-ask: setup  ## a page on this machine to ask all articles on, with the models that are trained
+ask: setup  ## a page on this machine to ask all articles on, with the models that are trained (OUT_DIR=…: in that folder)
 	$(BIN)/pip install --quiet -r experiments/ask-requirements.txt
-	$(BIN)/python -m bmwqa.ask $(MODEL)
+	$(BIN)/python -m bmwqa.ask $(MODEL) $(OUT_DIR)
 
 test: setup  ## every test, in a real browser, with the real model
 	@tests/install_browser.sh

@@ -1,4 +1,4 @@
-"""A page on this machine to ask the press room on: `make ask`, or `python -m bmwqa.ask MODEL`."""
+"""A local page to ask all articles on: `make ask`, `python -m bmwqa.ask MODEL OUT_DIR`."""
 
 import os
 import re
@@ -132,13 +132,14 @@ def open_page(room: PressRoom, **options) -> tuple:
     return page.launch(run_history=False, footer_links=[], **options)
 
 
-def main(model: str = EMBEDDED) -> None:
-    """Open the page with the base and its trained variants that are there."""
+def main(model: str = EMBEDDED, out_dir: str = "") -> None:
+    """Open the page with the base and its trained variants that are in `out_dir`."""
     names = {"full": "full_ft", "lora": "lora", "pruned": "pruned_ft"}
-    places = {variant: ROOT / f"{short_name(model)}_{name}" for variant, name in names.items()}
+    folder = ROOT / out_dir
+    places = {variant: folder / f"{short_name(model)}_{name}" for variant, name in names.items()}
     trained = {variant: folder for variant, folder in places.items() if folder.is_dir()}
     if not trained:
-        here = f"There is no {places['full'].name} in {ROOT}"
+        here = f"There is no {places['full'].name} in {folder}"
         sys.exit(f"{here}. Train it: `make run MODEL={model}`.")
     used = read_json(next(iter(trained.values())) / "training.json", ("model",))["model"]
     dtype, _ = choose_precision()

@@ -296,7 +296,7 @@ def test_evaluation_alone_in_a_fresh_kernel_rebuilds_its_files(small_run):
         path.unlink()
     done = notebooks("evaluate", *options(parameters))
     assert done.returncode == 0, done.stderr
-    assert f"lora   {kept} of {len(records)} answers are there already" in done.stdout
+    assert f"lora      {kept} of {len(records)} answers are there already" in done.stdout
     assert paths[0].read_text() == lines
     assert json.loads(paths[1].read_text())["variants"] == json.loads(results)["variants"]
     assert "perplexity base" in done.stdout

@@ -137,7 +137,7 @@ def main(model: str = EMBEDDED, out_dir: str = "") -> None:
     names = {"full": "full_ft", "lora": "lora", "pruned": "pruned_ft"}
     folder = ROOT / out_dir
     places = {variant: folder / f"{short_name(model)}_{name}" for variant, name in names.items()}
-    trained = {variant: folder for variant, folder in places.items() if folder.is_dir()}
+    trained = {variant: place for variant, place in places.items() if place.is_dir()}
     if not trained:
         here = f"There is no {places['full'].name} in {folder}"
         sys.exit(f"{here}. Train it: `make run MODEL={model}`.")

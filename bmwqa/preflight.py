@@ -178,7 +178,7 @@ def check_exact(model, tokenizer, groups: list[dict]) -> tuple[bool, str]:
     The losses of each group are compared with those of separate rows, and the first new tokens with
     those of `generate`: for the first group under eager attention, which has all windows, sinks and
     biases, for the others under the one that transformers chooses for this model, which is faster.
-    A sliding window shows in a long article alone, whose last question is answered.
+    A sliding window shows in a long article alone, whose last question is compared.
     """
     ends, gaps = end_tokens(model.generation_config, tokenizer), []
     ours = model.config._attn_implementation

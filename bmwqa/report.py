@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 NAMES = {"rule_made": "rule-made", "benchmark": "benchmark", "lora_merged": "lora, merged"}
-NAMES["full_int8"] = "full, int8"
+NAMES |= {"full_int8": "full, int8"}
 CONTEXTS = {"own_article": "its own article", "no_article": "no article"}
 CONTEXTS |= {"other_article": "another article"}
 

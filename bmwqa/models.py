@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from bmwqa.corpus import ROOT, read_json, write_json
 from bmwqa.export import export_folder
+from bmwqa.linear import use_all_threads
 from bmwqa.one_pass import ATTENTION
 
 logging.disable_progress_bar()  # transformers shows one for every model that it loads
@@ -190,7 +191,8 @@ def load_model(
         raise ValueError(f"{folder} holds no whole model ({error}). {need}") from error
     if attention is not None and not is_adapter:
         model.set_attn_implementation(attention)
-    return model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu").eval()
+    device = torch.accelerator.current_accelerator(check_available=True)
+    return use_all_threads(model).eval() if device is None else model.to(device).eval()
 
 
 def _load_base(folder: Path, dtype: torch.dtype, attention: str | None):

@@ -10,52 +10,116 @@ from bmwqa.report import markdown_table, page_with
 
 HERE = ROOT / "experiments"
 PAGE = HERE / "README.md"
+SHOWN = "smollm2-135m"  # the model of the plots
 ARTICLE_TOKENS = (1000, 1300)  # of the articles in every section but `length`, `memory` and `loss`
+
+# --------------------------------------------------------------------------------------------------
+# What was measured
+
+
+def what_measured(stamp: dict) -> tuple:
+    """What all sections of a page have in common: the processor and the code."""
+    return tuple(stamp[key] for key in ("cpu", "family", "model", "stepping", "commit"))
+
+
+def one_stamp(results: dict) -> dict:
+    """The stamp of all sections; ValueError: they are of several processors or commits."""
+    stamps = results["stamps"]
+    kinds = {what_measured(stamp): name for name, stamp in stamps.items()}
+    if len(kinds) > 1:
+        there = "; ".join(f"{name}: {', '.join(kind)}" for kind, name in kinds.items())
+        need = "Run `python -m experiments.speed --missing` on one machine, of committed code."
+        raise ValueError(f"speed.json mixes sections that do not compare ({there}). {need}")
+    return max(stamps.values(), key=lambda stamp: stamp["date"])
+
+
+def fastest(ways: dict) -> str:
+    """The peer that took the least time, of those that went on after the first round."""
+    _, *peers = ways
+    most = max(ways[peer]["rounds"] for peer in peers)
+    return min((p for p in peers if ways[p]["rounds"] == most), key=lambda p: ways[p]["ratio"][0])
+
 
 # --------------------------------------------------------------------------------------------------
 # The table
 
 
 def seconds_with_spread(ways: dict) -> str:
-    ours = ways["ours"]
+    ours = next(iter(ways.values()))
     return "{:.2f} [{:.2f}, {:.2f}]".format(ours["seconds_a_qa"], *ours["spread"])
 
 
-def best_trl(ways: dict) -> str:
-    ratios = [entry["ratio"] for way, entry in ways.items() if way.startswith("trl")]
-    return f"{min(ratios):.1f} ×"
+def ratio(entry: dict) -> str:
+    """The median of paired ratios, with the lowest and the highest if there are several."""
+    middle, low, high = entry["ratio"]
+    return f"{middle:.1f} ×" + (f" [{low:.1f}, {high:.1f}]" if entry["rounds"] > 1 else "")
+
+
+def against_fastest(ways: dict) -> str:
+    return ratio(ways[fastest(ways)])
+
+
+def against(way: str) -> Callable[[dict], str]:
+    return lambda ways: ratio(ways[way]) if way in ways else "–"
 
 
 def checkpointed(ways: dict) -> str:
-    return "{peak_gb:.1f}, {ratio:.2f} × the time".format(**ways["ours checkpointed"])
+    entry = ways["ours checkpointed"]
+    return f"{entry['peak_gb']:.1f}, {entry['ratio'][0]:.2f} × the time"
 
 
-def one_call(ways: dict) -> str:
-    return f"{ways['ours in one call']['ratio']:.2f} × the time"
-
-
-COLUMNS: list[tuple[str, str, Callable]] = [  # section, head, cell of its [model][method]
-    ("speed", "s per QA pair", seconds_with_spread),
-    ("speed", "against Trainer, fp32", lambda ways: f"{ways['hf fp32']['ratio']:.1f} ×"),
-    ("speed", "against TRL's best", best_trl),
-    ("speed", "of the bf16 rate", lambda ways: f"{ways['ours']['share']:.0%}"),
-    ("speed", "peak GB", lambda ways: f"{ways['ours']['peak_gb']:.1f}"),
-    ("fp32", "against Trainer, both fp32", lambda ways: f"{ways['hf fp32']['ratio']:.1f} ×"),
-    ("memory", "GB at 2,048 tokens", lambda ways: f"{ways['ours']['peak_gb']:.1f}"),
-    ("memory", "the same, checkpointed", checkpointed),
-    ("attention", "attention in one call", one_call),
-    ("questions", "per pair at 12 questions, to 3", lambda s: f"{s['12'] / s['3']:.2f}"),
+Column = tuple[str, Callable]
+SPEED: list[Column] = [
+    ("s per QA pair", seconds_with_spread),
+    ("against the fastest peer", against_fastest),
+    ("which is", fastest),
+    ("against Trainer, fp32", against("hf fp32")),
+    ("of the bf16 rate", lambda ways: f"{ways['ours']['share']:.0%}"),
+    ("peak GB", lambda ways: f"{ways['ours']['peak_gb']:.1f}"),
+]
+PEERS: list[Column] = [
+    (way, against(way))
+    for way in ("hf fp32", "hf bf16", "trl bf16", "trl bf16, 3 rows", "trl bf16, logits at once")
+]
+MANY: list[Column] = [
+    ("s per QA pair", seconds_with_spread),
+    ("against TRL, 3 rows a batch", against("trl bf16, 3 rows")),
+]
+FP32: list[Column] = [
+    ("s per QA pair", seconds_with_spread),
+    *((way, against(way)) for way in ("hf fp32", "trl fp32", "trl fp32, 3 rows")),
+]
+MEMORY: list[Column] = [
+    ("GB at 2,048 tokens", lambda ways: f"{ways['ours']['peak_gb']:.1f}"),
+    ("the same, checkpointed", checkpointed),
+]
+ATTENTION: list[Column] = [
+    ("attention in one call", lambda w: f"{w['ours in one call']['ratio'][0]:.2f} × the time")
 ]
 
 
-def table_rows(results: dict, columns: list) -> list[dict[str, str]]:
-    """A row per model and method, with those columns whose sections speed.json has."""
-    return [
-        {"model": model, "method": method}
-        | {head: cell(results[key][model][method]) for key, head, cell in columns if key in results}
-        for model, methods in results["speed"].items()
-        for method in methods
+def table(results: dict, section: str, columns: list[Column]) -> str:
+    """A row per model and method of a section."""
+    rows = [
+        {"model": model, "method": method} | {head: cell(ways) for head, cell in columns}
+        for model, methods in results[section].items()
+        for method, ways in methods.items()
     ]
+    return markdown_table(rows)
+
+
+def checks(results: dict) -> str:
+    """How many measurements other work disturbed."""
+    sections = [results[name] for name in ("speed", "many", "memory", "fp32") if name in results]
+    entries = [
+        e for s in sections for m in s.values() for ways in m.values() for e in ways.values()
+    ]
+    count, repeats = (sum(entry[key] for entry in entries) for key in ("rounds", "repeats"))
+    disturbed = sum(entry["others"] > 0.05 for entry in entries)
+    return (
+        f"{count} measurements, and {repeats} more that were repeated, because other work took "
+        f"more than 5 % of the cores; in {disturbed} of {len(entries)} cells it did to the end."
+    )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -63,11 +127,15 @@ def table_rows(results: dict, columns: list) -> list[dict[str, str]]:
 
 
 def introduction(results: dict) -> str:
-    machine, rates, (fewest, most) = results["machine"], results["rates"], ARTICLE_TOKENS
+    here, rates, (fewest, most) = one_stamp(results), results["rates"], ARTICLE_TOKENS
     return (
-        f"{machine['cpu']}, {machine['cores']} cores; GFLOP/s: {rates['fp32']:.0f} in fp32, "
-        f"{rates['bf16']:.0f} in bf16; three questions each of {fewest:,} to {most:,} tokens; "
-        "in brackets the fastest and the slowest round."
+        f"{here['cpu']}, family {here['family']}, model {here['model']}, stepping "
+        f"{here['stepping']} ({', '.join(here['flags'])}), {here['cores']} cores; torch "
+        f"{here['versions']['torch']}, TRL {here['versions']['trl']}; commit {here['commit']}, "
+        f"{here['date']}. GFLOP/s: {rates['fp32']:.0f} in fp32, {rates['bf16']:.0f} in bf16 "
+        f"(the largest of any product; the median over rounds is {rates['bf16_median']:.0f}). "
+        f"Three questions each of {fewest:,} to {most:,} tokens. In brackets the lowest and the "
+        "highest round; a ratio is the median over rounds of two ways in turn."
     )
 
 
@@ -77,14 +145,20 @@ def tokens_and_rates(results: dict) -> str:
     return (
         f"What limits the gain: a pass per article reads {fewer:.1f} times fewer tokens, "
         f"and this processor's bf16 is {faster:.1f} times as fast as its fp32. That is "
-        f"{fewer * faster:.1f} times together, if a step were only matrix products. "
-        "Matrix units (AMX) raise the second factor."
+        f"{fewer * faster:.1f} times together, against fp32, if a step were only matrix products."
     )
 
 
 def evaluation(results: dict) -> str:
-    ratios = [f"{entry['ratio']:.1f} × ({model})" for model, entry in results["evaluation"].items()]
-    return f"Perplexity and answers, against one `generate` per question: {', '.join(ratios)}."
+    lines = []
+    for model, entry in results["evaluation"].items():
+        batched, apart = (entry[way] / entry["ours"] for way in ("batched", "apart"))
+        lines.append(
+            f"{model}: {batched:.1f} × as fast as 12 prompts a batch, {apart:.1f} × as fast as "
+            f"one at a time (of {entry['questions']} answers, {entry['same']['batched']} and "
+            f"{entry['same']['apart']} are the same)"
+        )
+    return f"Perplexity and answers, against the stock `generate`. {'; '.join(lines)}."
 
 
 def losses(results: dict) -> str:
@@ -104,22 +178,41 @@ def operators(results: dict) -> str:
     return "\n".join(lines)
 
 
-PARAGRAPHS: dict[str, Callable] = {  # of each section, in the order of the page
+def growth(results: dict, section: str, words: str) -> str:
+    """How the time per pair grows from one size to another, in words, and the plot."""
+    sentences = []
+    for model, methods in results[section].items():
+        for method, ways in methods.items():
+            factors = []
+            for way, seconds in ways.items():
+                (first, low), *_, (last, high) = seconds.items()
+                factors.append(f"{high / low:.2f} ({way})")
+            sizes = f"From {int(first):,} to {int(last):,} {words}"
+            sentences.append(f"{sizes}, {model}, {method}, by a factor of {', '.join(factors)}.")
+    text = " ".join(["The time per pair grows so.", *sentences])
+    return f"{text}\n\n![Seconds per pair by {section}](speed_by_{section}.png)"
+
+
+PARTS: dict[str, Callable] = {  # of each section, in the order of the page
+    "speed": lambda r: table(r, "speed", SPEED) + "\n\n" + checks(r),
     "tokens": tokens_and_rates,
+    "many": lambda r: "With 14 questions an article:\n\n" + table(r, "many", MANY),
+    "memory": lambda r: table(r, "memory", MEMORY),
     "evaluation": evaluation,
+    "fp32": lambda r: "All in fp32, for a CPU without bf16:\n\n" + table(r, "fp32", FP32),
+    "attention": lambda r: table(r, "attention", ATTENTION),
     "loss": losses,
     "profile": operators,
-    "questions": lambda results: "![Seconds per pair by questions](speed_by_questions.png)",
-    "length": lambda results: "![Seconds per pair by length](speed_by_length.png)",
+    "questions": lambda r: growth(r, "questions", "questions an article"),
+    "length": lambda r: growth(r, "length", "tokens"),
 }
 
 
 def speed_section(results: dict) -> str:
-    """README's part on speed, from the sections that speed.json has, and from nothing else."""
-    tables = [table_rows(results, columns) for columns in (COLUMNS[:5], COLUMNS[5:])]
-    parts = [introduction(results), *map(markdown_table, tables)]
-    parts += [paragraph(results) for key, paragraph in PARAGRAPHS.items() if key in results]
-    return "\n\n".join(parts)
+    """The page's part on speed, from the sections that speed.json has, and from nothing else."""
+    parts = [part(results) for key, part in PARTS.items() if key in results]
+    peers = "How long each peer takes, in times of ours:\n\n" + table(results, "speed", PEERS)
+    return "\n\n".join([introduction(results), *parts[:1], peers, *parts[1:]])
 
 
 def write_readme(results: dict) -> str:
@@ -144,23 +237,26 @@ def plot(file: str, curves: dict[str, dict], **axes) -> None:
     ax.figure.savefig(HERE / file, dpi=110, bbox_inches="tight")
 
 
-def plot_time(results: dict, section: str, xlabel: str, logy: bool) -> None:
+def plot_time(results: dict, section: str, xlabel: str) -> None:
     """Write the plot of seconds per QA pair against questions or tokens."""
     curves = {}
-    for model, methods in results[section].items():
+    for methods in results[section].values():
         for method, seconds in methods.items():
-            ways = seconds if section == "length" else {"ours": seconds}
-            curves |= {f"{model}, {method}, {way}": points for way, points in ways.items()}
-    labels = {"xlabel": xlabel, "ylabel": "seconds per QA pair", "title": f"Time against {xlabel}"}
-    plot(f"speed_by_{section}.png", curves, logy=logy, **labels)
+            curves |= {f"{method}, {way}": points for way, points in seconds.items()}
+    labels = {
+        "xlabel": xlabel,
+        "ylabel": "seconds per QA pair",
+        "title": f"{SHOWN}: time against {xlabel}",
+    }
+    plot(f"speed_by_{section}.png", curves, loglog=True, **labels)
 
 
 def draw(results: dict) -> None:
     """Write the plots of the sections that speed.json has."""
     if "length" in results:
-        plot_time(results, "length", "tokens of a row", logy=True)
+        plot_time(results, "length", "tokens of a row")
     if "questions" in results:
-        plot_time(results, "questions", "questions per article", logy=False)
+        plot_time(results, "questions", "questions per article")
     if "loss" in results:
         curves = {name: dict(enumerate(results["loss"][name], start=1)) for name in ("hf", "ours")}
         title = "Same rows, same order: smollm2-135m, full, fp32"

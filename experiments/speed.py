@@ -9,19 +9,22 @@
 The ways take turns, round after round, one process at a time. A machine's speed may double within
 minutes, as its neighbours come and go: a ratio is the median over rounds of two ways in turn.
 Where time is measured, the learning rate is 0: the optimizer does all its work. The first step of a
-process is warm-up and not counted. SmolLM2's tokenizer counts the tokens.
+process is warm-up, on the first article that is measured, and not counted. SmolLM2's tokenizer
+counts the tokens.
 Where other work took more than 5 % of the cores, a measurement is repeated, twice at most.
 
 Keys of speed.json, written after every section:
   stamps     [section]: processor, family, model, stepping, flags, cores, memory_gb, versions, date,
              commit (the last one that changed this code; "+" after it: changed since)
+  checks     [section]: measured, repeated, failed: trainings, those that were done again because of
+             other work, and those that it disturbed to the end
   rates      fp32, bf16: GFLOP/s, the largest over the models' matrix products; bf16_median: of bf16
              the median over rounds, of the largest over products
   tokens     separate, shared: of the articles in `speed`, with one row per question, per article
   speed      [model][method][way]: seconds_a_qa (per QA pair, median), spread (min, max), rounds,
              ratio (to ours: median, lowest, highest), peak_gb; cpu: the least share of the cores;
-             others: the largest share that other work took; repeats. Of ours also share: its
-             floating point operations per second (`count_flops`), over the bf16 rate.
+             others: the largest share that other work took. Of ours also share: its floating
+             point operations per second (`count_flops`), over the bf16 rate.
              After the first round, only ours and the fastest peer go on.
   many       [model][method]: the same with 14 questions per article; TRL with three rows a batch
   fp32       [model][method]: the same, all in fp32
@@ -35,7 +38,8 @@ Keys of speed.json, written after every section:
              word, of batched and apart
   loss       hf, ours: the losses of 20 steps of one QA pair each, in fp32; difference: the largest,
              relative
-  questions  [model][method][way][questions]: seconds per QA pair, of ours and the fastest peer
+  questions  [model][method][way][questions]: seconds per QA pair, of ours and TRL's three rows a
+             batch, or as many as there are; one above ROWS_UP_TO tokens
   length     [model][method][way][tokens]: the same
 """
 
@@ -45,12 +49,15 @@ import multiprocessing
 import os
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
 from statistics import median
 
@@ -58,7 +65,6 @@ import psutil
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.helpers import disable_input_dtype_casting
-from torch.nn.functional import cross_entropy
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -83,9 +89,17 @@ from bmwqa.one_pass import (
     share_prefix,
 )
 from bmwqa.run import StepReport, checkpoint_above, optimizer_for
-from experiments.speed_page import ARTICLE_TOKENS, HERE, fastest, what_measured, write_page
+from experiments.speed_page import (
+    ARTICLE_TOKENS,
+    HERE,
+    OTHERS,
+    SHOWN,
+    fastest,
+    what_measured,
+    write_page,
+)
 
-QWEN, SMOL = "Qwen2.5-0.5B's shape", "smollm2-135m"
+QWEN, SMOL = "Qwen2.5-0.5B's shape", SHOWN
 ROUNDS = {QWEN: 5, SMOL: 5}
 METHODS = {  # the adapter of each
     "full": {},
@@ -96,8 +110,9 @@ MAIN = ("full", "lora")
 LENGTHS = (250, 500, 1000, 2000, 4000, 8000)  # tokens
 LONG_TOKENS = (1200, 4000)  # of the articles that are cut, or repeated, to a length
 QUESTIONS = (1, 3, 6, 12, 24)  # per article
+ROWS_UP_TO = 2000  # tokens: of longer articles, a peer takes one row, or memory would not do
 MANY = 14
-OTHERS = 0.05  # the share of the cores that other work may take
+BATCH = "trl bf16, 3 rows"
 NEW_TOKENS = 32  # per answer in the evaluation
 QWEN_CONFIG = Qwen2Config(
     vocab_size=151936,
@@ -115,11 +130,6 @@ QWEN_CONFIG = Qwen2Config(
 # The ways to train
 
 
-def all_logits_loss(outputs, labels, num_items_in_batch=None):
-    """The loss of a row from all its logits at once."""
-    return cross_entropy(outputs.logits[0, :-1].float(), labels[0, 1:])
-
-
 @dataclass(frozen=True)
 class Way:
     precision: str  # see `choose_precision`
@@ -127,6 +137,7 @@ class Way:
     loss: Callable | None = None  # None: the Trainer's own
     checkpointed: bool = False
     rows: int = 1  # per step, of the peers
+    at_once: bool = False  # the loss from all logits, as Trainer has it; TRL's own is in chunks
 
     @property
     def dtype(self) -> torch.dtype:
@@ -142,8 +153,8 @@ WAYS = {  # the first word says whose Trainer and rows
     "hf fp32": Way("fp32"),
     "hf bf16": Way("bf16"),
     "trl bf16": Way("bf16"),
-    "trl bf16, 3 rows": Way("bf16", rows=3),
-    "trl bf16, logits at once": Way("bf16", loss=all_logits_loss),
+    BATCH: Way("bf16", rows=3),
+    "trl bf16, logits at once": Way("bf16", at_once=True),
     "trl fp32": Way("fp32"),
     "trl fp32, 3 rows": Way("fp32", rows=3),
 }
@@ -206,28 +217,35 @@ def count_pairs(groups: list[dict]) -> int:
     return sum(len(group["branches"]) for group in groups)
 
 
-def make_trainer(model, way: str, groups: list[dict], learning_rate: float) -> Trainer:
-    """The Trainer of a way, a step per group.
+def rows_of_step(way: str, group: dict) -> int:
+    """How many questions of an article a step takes."""
+    there, most = len(group["branches"]), WAYS[way].rows
+    if way.startswith("ours"):
+        return there
+    return min(there, most) if len(group["prefix"]) <= ROWS_UP_TO else 1
 
-    A step is an article with all its questions in ours, its first `Way.rows` rows in the others.
-    """
-    library, dtype, loss, count = way.split()[0], WAYS[way].dtype, WAYS[way].loss, WAYS[way].rows
+
+def make_trainer(model, way: str, groups: list[dict], learning_rate: float) -> Trainer:
+    """The Trainer of a way, a step per group, each of `rows_of_step` questions."""
+    library, dtype, loss = way.split()[0], WAYS[way].dtype, WAYS[way].loss
+    count = 1 if library == "ours" else rows_of_step(way, groups[-1])  # the same in all groups
     steps = groups if library == "ours" else first_rows(groups, count)
     arguments = ARGUMENTS | dict(max_steps=len(groups), learning_rate=learning_rate)
-    arguments["per_device_train_batch_size"] = 1 if library == "ours" else count
+    arguments["per_device_train_batch_size"] = count
     optimizer = optimizer_for(model, learning_rate) if library == "ours" else None
     arguments["bf16"] = dtype == torch.bfloat16 and optimizer is None
     if library == "trl":
         from datasets import Dataset  # here, so that no other way has them in its memory
         from trl import SFTConfig, SFTTrainer
 
+        # a loss function instead would have TRL compute every row twice, once for its metrics
+        at_once = {"compute_loss": Trainer.compute_loss} if WAYS[way].at_once else {}
         arguments |= dict(max_length=None, dataset_kwargs={"skip_prepare_dataset": True})
-        return SFTTrainer(
+        return type("Peer", (SFTTrainer,), at_once)(
             model,
             SFTConfig(**arguments),
             train_dataset=Dataset.from_list(steps),
             processing_class=load_tokenizer(SMOL),
-            compute_loss_func=loss,
         )
     collate = share_prefix if library == "ours" else collate_row
     return Trainer(
@@ -258,9 +276,9 @@ def train(
     learning_rate: float = 0.0,
     callbacks: tuple[TrainerCallback, ...] = (),
 ) -> dict:
-    """What training on `groups` took: seconds per QA pair, shares of the cores, memory, losses.
+    """What training on `groups` took: seconds, shares of the cores, memory, losses.
 
-    "seconds" leaves out the first step.
+    "seconds": per QA pair, of every step but the first.
     """
     model = load_for_training(model_name, method, way)
     trainer = make_trainer(model, way, groups, learning_rate)
@@ -273,10 +291,9 @@ def train(
         trainer.train()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
-    most = None if ours else WAYS[way].rows
-    pairs = sum(len(group["branches"][:most]) for group in groups[1:])
+    pairs = [rows_of_step(way, group) for group in groups]
     return {
-        "seconds": sum(entry["seconds"] for entry in log[1:]) / max(pairs, 1),
+        "seconds": [e["seconds"] / n for e, n in zip(log[1:], pairs[1:], strict=True)],
         "cpu": cpu / wall / torch.get_num_threads(),
         "others": max(busy_seconds() - busy - cpu, 0) / wall / os.cpu_count(),
         "peak_gb": peak.gb,
@@ -298,7 +315,7 @@ class ProfileSecondStep(TrainerCallback):
 def longest_operators(model_name: str, method: str, groups: list[dict]) -> dict[str, float]:
     """The ten operators that take most of our second step's time, with their share of it."""
     profiler = ProfileSecondStep()
-    train(model_name, method, "ours", groups[:2], callbacks=(profiler,))
+    train(model_name, method, "ours", groups, callbacks=(profiler,))
     profiler.profile.stop()
     times = {event.key: event.self_cpu_time_total for event in profiler.profile.key_averages()}
     longest = sorted(times, key=times.get, reverse=True)[:10]
@@ -306,19 +323,20 @@ def longest_operators(model_name: str, method: str, groups: list[dict]) -> dict[
 
 
 def evaluate(model_name: str, rows: list[dict]) -> dict:
-    """Seconds for perplexity and answers: one reading per article, or two usual ways."""
+    """Seconds for perplexity and answers: one reading per article, or two usual ways.
+
+    Each begins with an answer that is not counted.
+    """
     model, tokenizer = load(model_name, choose_precision()[0]).eval(), load_tokenizer(SMOL)
+    ways = {"ours": answer_together, "batched": generate_batched, "apart": generate_apart}
     seconds, answers = {}, {}
-    for name, answer in (("ours", answer_together), ("batched", generate_batched)) * 2:
+    for name, answer in ways.items():
         model.set_attn_implementation(ATTENTION if name == "ours" else "sdpa")
+        answer(model, tokenizer, rows[:1])
         start = time.perf_counter()
         answers[name] = answer(model, tokenizer, rows)
-        seconds[name] = min(time.perf_counter() - start, seconds.get(name, float("inf")))
-    start = time.perf_counter()
-    answers["apart"] = [evaluate_question(model, tokenizer, row) for row in rows]
-    seconds["apart"] = time.perf_counter() - start
-    ways = ("batched", "apart")
-    same = {w: sum(map(str.__eq__, answers["ours"], answers[w])) for w in ways}
+        seconds[name] = time.perf_counter() - start
+    same = {w: sum(map(str.__eq__, answers["ours"], answers[w])) for w in ("batched", "apart")}
     return seconds | {"same": same, "questions": len(rows)}
 
 
@@ -345,12 +363,15 @@ def generate_batched(model, tokenizer, rows: list[dict]) -> list[str]:
 
 
 @torch.inference_mode()
-def evaluate_question(model, tokenizer, row: dict) -> str:
-    """The answer, after a forward pass for the loss and a `generate` of its own."""
-    model(**collate_row(bq.encode_example(tokenizer, row))).loss.item()
-    question = row["context"], row["question"]
-    ids = stream_answer(model, tokenizer, *question, NEW_TOKENS, Stamps())
-    return tokenizer.decode(ids, skip_special_tokens=True).strip()
+def generate_apart(model, tokenizer, rows: list[dict]) -> list[str]:
+    """The answers, each after a forward pass for the loss and with a `generate` of its own."""
+    answers = []
+    for row in rows:
+        model(**collate_row(bq.encode_example(tokenizer, row))).loss.item()
+        question = row["context"], row["question"]
+        ids = stream_answer(model, tokenizer, *question, NEW_TOKENS, Stamps())
+        answers.append(tokenizer.decode(ids, skip_special_tokens=True).strip())
+    return answers
 
 
 def matrix_rates() -> dict[str, float]:
@@ -394,24 +415,38 @@ def count_flops(model_name: str, method: str, group: dict) -> float:
 
 
 def alone(function: Callable, *arguments, **options):
-    """The value of a function that ran in a fresh process."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments, options)
+    """The value of a function that ran in a fresh process; BrokenProcessPool if that was killed."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__spec__.name])  # imports once, and has computed nothing
+    with ProcessPoolExecutor(1, context) as pool:
+        return pool.submit(function, *arguments, **options).result()
 
 
 def say(text: str) -> None:
     print(time.strftime("%H:%M:%S"), text, flush=True)
 
 
-def train_alone(model: str, method: str, way: str, groups: list[dict], title: str) -> dict:
-    """`train` in a fresh process, again while other work disturbs it, and a line about each."""
-    for repeats in range(3):
-        run = alone(train, model, method, way, groups) | {"repeats": repeats}
-        figures = f"{run['seconds']:.2f} s per QA pair, cpu {run['cpu']:.2f}"
-        say(f"{model}, {method}, {way}, {title}: {figures}, others {run['others']:.2f}")
-        if run["others"] <= OTHERS:
-            break
-    return run
+CHECKS = Counter()  # of the section that is being measured, see the top
+
+
+def train_alone(model: str, method: str, way: str, groups: list[dict], title: str) -> dict | None:
+    """`train` in a fresh process after a warm-up, repeated while other work disturbs it.
+
+    Of the repeats, the least disturbed one counts. None: the process was killed, for its memory.
+    """
+    steps, runs = [groups[0], *groups], []
+    while len(runs) < 3 and all(run["others"] > OTHERS for run in runs):
+        try:
+            run = alone(train, model, method, way, steps)
+        except BrokenProcessPool:
+            return say(f"{model}, {method}, {way}, {title}: was killed, probably for its memory")
+        seconds = ", ".join(f"{value:.2f}" for value in run["seconds"])
+        figures = f"{seconds} s per QA pair, cpu {run['cpu']:.2f}, others {run['others']:.2f}"
+        say(f"{model}, {method}, {way}, {title}: {figures}")
+        runs.append(run)
+    best = min(runs, key=lambda run: run["others"])
+    CHECKS.update(measured=1, repeated=len(runs) - 1, failed=int(best["others"] > OTHERS))
+    return best
 
 
 def article_rows(questions: int = 3, tokens: tuple[int, int] = ARTICLE_TOKENS) -> list[list[dict]]:
@@ -451,20 +486,22 @@ def article_groups(
 def compare(model: str, method: str, ways: list[str], groups: list[dict], rounds: int) -> dict:
     """{way: figures}, the first way ours: the ways take turns, each round on the next of `groups`.
 
-    The first group is for warm-up. Only the fastest peer goes on after the first round.
+    Only the fastest peer goes on after the first round. A way for which the memory did not do is
+    left out.
     """
     runs, left = {way: [] for way in ways}, ways
-    for number in range(1, rounds + 1):
-        articles = [groups[0], groups[number]]
+    for number, group in enumerate(groups[:rounds], start=1):
         for way in left:
-            runs[way].append(train_alone(model, method, way, articles, f"round {number}"))
-        left = [ways[0], min(ways[1:], key=lambda way: runs[way][0]["seconds"])]
-    return {way: summarise(way_runs, runs[ways[0]]) for way, way_runs in runs.items()}
+            if run := train_alone(model, method, way, [group], f"round {number}"):
+                runs[way].append(run)
+        peers = [way for way in ways[1:] if len(runs[way]) == number]
+        left = [ways[0], *sorted(peers, key=lambda way: runs[way][0]["seconds"])[:1]]
+    return {way: summarise(done, runs[ways[0]]) for way, done in runs.items() if done}
 
 
 def summarise(runs: list[dict], ours: list[dict]) -> dict:
-    seconds = [run["seconds"] for run in runs]
-    ratios = [run["seconds"] / our["seconds"] for run, our in zip(runs, ours, strict=False)]
+    seconds = [run["seconds"][0] for run in runs]
+    ratios = [one / our["seconds"][0] for one, our in zip(seconds, ours, strict=False)]
     return {
         "seconds_a_qa": median(seconds),
         "spread": [min(seconds), max(seconds)],
@@ -472,7 +509,6 @@ def summarise(runs: list[dict], ours: list[dict]) -> dict:
         "ratio": [median(ratios), min(ratios), max(ratios)],
         "cpu": min(run["cpu"] for run in runs),
         "others": max(run["others"] for run in runs),
-        "repeats": sum(run["repeats"] for run in runs),
         "peak_gb": max(run["peak_gb"] for run in runs),
     }
 
@@ -481,12 +517,18 @@ def summarise(runs: list[dict], ours: list[dict]) -> dict:
 # The sections: each gives the value of its key in speed.json
 
 
-def for_each_method(models: dict, measure: Callable) -> dict:
-    """{model: {method: measure(model, method)}}"""
-    return {model: {method: measure(model, method) for method in MAIN} for model in models}
+@dataclass(frozen=True)
+class Plan:
+    models: dict[str, int]  # with their rounds
+    methods: tuple[str, ...] = tuple(METHODS)
+
+    def for_each(self, measure: Callable) -> dict:
+        """{model: {method: measure(model, method)}}, without the adapter of the mission."""
+        methods = [method for method in self.methods if method in MAIN]
+        return {model: {m: measure(model, m) for m in methods} for model in self.models}
 
 
-def measure_tokens(models: dict, results: dict) -> dict[str, int]:
+def measure_tokens(plan: Plan, results: dict) -> dict[str, int]:
     groups = article_groups()
     return {
         "separate": sum(len(row["input_ids"]) for row in first_rows(groups, 3)),
@@ -494,12 +536,12 @@ def measure_tokens(models: dict, results: dict) -> dict[str, int]:
     }
 
 
-def measure_speed(models: dict, results: dict) -> dict:
+def measure_speed(plan: Plan, results: dict) -> dict:
     """All peers; with the adapter of the mission, only the one that is fastest with ours."""
     groups, rate, figures = article_groups(), results["rates"]["bf16"], {}
-    for model, rounds in models.items():
+    for model, rounds in plan.models.items():
         figures[model] = {}
-        for method in METHODS:
+        for method in plan.methods:
             known = method in MAIN
             peers = PEERS if known else [fastest(figures[model]["lora"])]
             ways = compare(model, method, ["ours", *peers], groups, rounds)
@@ -510,49 +552,48 @@ def measure_speed(models: dict, results: dict) -> dict:
     return figures
 
 
-def measure_many(models: dict, results: dict) -> dict:
+def measure_many(plan: Plan, results: dict) -> dict:
     """Two rounds; TRL on three of the rows, which all have the article in them."""
-    ways, groups = ["ours", "trl bf16, 3 rows"], article_groups(MANY, tokens=(900, 1500))
-    rounds = min(2, *models.values())
-    return for_each_method(models, lambda *names: compare(*names, ways, groups, rounds))
+    groups = article_groups(MANY)
+    return plan.for_each(lambda *names: compare(*names, ["ours", BATCH], groups, 2))
 
 
-def measure_fp32(models: dict, results: dict) -> dict:
+def measure_fp32(plan: Plan, results: dict) -> dict:
     ways, groups = ["ours fp32", "hf fp32", "trl fp32", "trl fp32, 3 rows"], article_groups()
 
     def measure(model, method):
-        return compare(model, method, ways if model == SMOL else ways[:3], groups, 1)
+        most, rounds = (4, 2) if model == SMOL else (3, 1)  # the other takes too long
+        return compare(model, method, ways[:most], groups, rounds)
 
-    return for_each_method(models, measure)
-
-
-def measure_memory(models: dict, results: dict) -> dict:
-    article, *_ = article_groups(tokens=LONG_TOKENS, cut=2048)
-    ways, groups = ["ours", "ours checkpointed"], [article] * 3
-    rounds = min(2, *models.values())
-    return for_each_method(models, lambda *names: compare(*names, ways, groups, rounds))
+    return plan.for_each(measure)
 
 
-def measure_attention(models: dict, results: dict) -> dict:
-    ways, groups, rounds = ["ours", "ours in one call"], article_groups(12), min(*models.values())
-    few = min(2, rounds)
-    return for_each_method(models, lambda *names: compare(*names, ways, groups, few))
+def measure_memory(plan: Plan, results: dict) -> dict:
+    ways, groups = ["ours", "ours checkpointed"], article_groups(tokens=LONG_TOKENS, cut=2048)
+    return plan.for_each(lambda *names: compare(*names, ways, groups, 1))
 
 
-def measure_profile(models: dict, results: dict) -> dict:
-    groups = article_groups()[:2]
-    return for_each_method(models, lambda *names: alone(longest_operators, *names, groups))
+def measure_attention(plan: Plan, results: dict) -> dict:
+    ways, groups = ["ours", "ours in one call"], article_groups(12)
+    return plan.for_each(lambda *names: compare(*names, ways, groups, 1))
 
 
-def measure_evaluation(models: dict, results: dict) -> dict:
-    rows = [row for rows in article_rows(12)[:2] for row in rows]
-    return {model: alone(evaluate, model, rows) for model in models}
+def measure_profile(plan: Plan, results: dict) -> dict:
+    article, *_ = article_groups()
+    groups = [article, article]
+    return plan.for_each(lambda *names: alone(longest_operators, *names, groups))
 
 
-def measure_loss(models: dict, results: dict) -> dict:
+def measure_evaluation(plan: Plan, results: dict) -> dict:
+    first, second, *_ = article_rows(12)
+    rows = {SMOL: first + second, QWEN: first}
+    return {model: alone(evaluate, model, rows[model]) for model in plan.models}
+
+
+def measure_loss(plan: Plan, results: dict) -> dict:
     pairs = [
         group | {"branches": [branch]}
-        for group in article_groups(tokens=(100, 1250))
+        for group in article_groups(tokens=(100, 600))
         for branch in group["branches"]
     ]
     hf, ours = (
@@ -563,53 +604,55 @@ def measure_loss(models: dict, results: dict) -> dict:
     return {"hf": hf, "ours": ours, "difference": difference}
 
 
-def grow(results: dict, title: str, groups_of: dict[int, list[dict]]) -> dict:
-    """[model][method][way][size]: seconds per QA pair, of ours and of the fastest peer.
+def grow(plan: Plan, words: str, groups_of: dict[int, dict]) -> dict:
+    """[model][method][way][size]: seconds per QA pair, the sizes one after another.
 
     Of the embedded model alone: the other takes too long for every size.
     """
 
     def measure(model, method):
-        seconds = {"ours": {}, fastest(results["speed"][model][method]): {}}
-        for (size, groups), way in product(groups_of.items(), seconds):
-            run = train_alone(model, method, way, groups, f"{size} {title}")
-            seconds[way][str(size)] = run["seconds"]
+        seconds = {"ours": {}, BATCH: {}}
+        for way, found in seconds.items():
+            # a Trainer's batches all have the same number of rows
+            rows = {n: way == "ours" or rows_of_step(way, g) for n, g in groups_of.items()}
+            for _, sizes in groupby(rows, rows.get):
+                groups = {str(size): groups_of[size] for size in sizes}
+                title = f"{', '.join(groups)} {words}"
+                if run := train_alone(model, method, way, [*groups.values()], title):
+                    found |= zip(groups, run["seconds"], strict=True)
         return seconds
 
-    return for_each_method({SMOL: 1}, measure)
+    return Plan({SMOL: 1}, plan.methods).for_each(measure)
 
 
-def measure_questions(models: dict, results: dict) -> dict:
+def measure_questions(plan: Plan, results: dict) -> dict:
     """More questions than an article has are those of the next one: their time is the same."""
-    groups = article_groups(12)[:4]
-    for group, other in zip(groups[:2], groups[2:], strict=True):
-        group["branches"] += other["branches"]
-    sizes = {
-        count: [group | {"branches": group["branches"][:count]} for group in groups[:2]]
-        for count in QUESTIONS
-    }
-    return grow(results, "questions", sizes)
+    group, other, *_ = article_groups(12)
+    branches = group["branches"] + other["branches"]
+    sizes = {count: group | {"branches": branches[:count]} for count in QUESTIONS}
+    return grow(plan, "questions", sizes)
 
 
-def measure_length(models: dict, results: dict) -> dict:
-    sizes = {cut: article_groups(tokens=LONG_TOKENS, cut=cut)[:2] for cut in LENGTHS}
-    return grow(results, "tokens", sizes)
+def measure_length(plan: Plan, results: dict) -> dict:
+    sizes = {cut: article_groups(tokens=LONG_TOKENS, cut=cut)[0] for cut in LENGTHS}
+    return grow(plan, "tokens", sizes)
 
 
 SECTIONS = {
-    "rates": lambda models, results: alone(matrix_rates),
+    "rates": lambda plan, results: alone(matrix_rates),
     "tokens": measure_tokens,
     "speed": measure_speed,
     "many": measure_many,
     "evaluation": measure_evaluation,
     "memory": measure_memory,
     "fp32": measure_fp32,
+    "loss": measure_loss,
     "profile": measure_profile,
     "length": measure_length,
     "questions": measure_questions,
-    "loss": measure_loss,
     "attention": measure_attention,
 }
+QUICK = ("rates", "tokens", "speed", "questions")
 CODE = ("bmwqa", "bmwqa_utils.py", "experiments/speed.py")  # what a figure depends on
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
@@ -647,9 +690,9 @@ def git(*arguments: str) -> str:
 
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--only", nargs="+", choices=SECTIONS)
     parser.add_argument("--missing", action="store_true", help="leave out what is there")
-    quick = "the embedded model, one round; writes speed_quick.json"
+    quick = f"{', '.join(QUICK)} of the embedded model with LoRA; writes speed_quick.json"
     parser.add_argument("--quick", action="store_true", help=quick)
     return parser.parse_args()
 
@@ -658,18 +701,21 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # of the processes that measure
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as experiments/notebooks.py has it
     options = read_options()
-    models = {SMOL: 1} if options.quick else ROUNDS
+    plan = Plan({SMOL: 1}, ("lora", "lora, r 8, q and v")) if options.quick else Plan(ROUNDS)
     path = HERE / ("speed_quick.json" if options.quick else "speed.json")
-    results = bq.read_json(path) if path.exists() else {}
-    stamps = results.setdefault("stamps", {})
-    here = describe_machine()
+    results, here = bq.read_json(path) if path.exists() else {}, describe_machine()
+    stamps, checks = results.get("stamps", {}), results.get("checks", {})
+    # what has no stamp is of the format before this one
+    results = {name: value for name, value in results.items() if name in stamps}
+    results |= {"stamps": stamps, "checks": checks}
     there = {name for name, stamp in stamps.items() if what_measured(stamp) == what_measured(here)}
-    for name in options.only:
+    for name in options.only or (QUICK if options.quick else SECTIONS):
         if options.missing and name in there:
             continue
         start = time.perf_counter()
-        results[name] = SECTIONS[name](models, results)
-        stamps[name] = here
+        CHECKS.clear()
+        results[name] = SECTIONS[name](plan, results)
+        results["stamps"][name], results["checks"][name] = here, dict(CHECKS)
         bq.write_json(path, results)
         say(f"{name} took {(time.perf_counter() - start) / 60:.1f} minutes")
     if not options.quick:

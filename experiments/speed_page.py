@@ -11,6 +11,7 @@ from bmwqa.report import markdown_table, page_with
 HERE = ROOT / "experiments"
 PAGE = HERE / "README.md"
 SHOWN = "smollm2-135m"  # the model of the plots
+OTHERS = 0.05  # the share of the cores that other work may take beside a measurement
 ARTICLE_TOKENS = (1000, 1300)  # of the articles in every section but `length`, `memory` and `loss`
 
 # --------------------------------------------------------------------------------------------------
@@ -23,13 +24,15 @@ def what_measured(stamp: dict) -> tuple:
 
 
 def one_stamp(results: dict) -> dict:
-    """The stamp of all sections; ValueError: they are of several processors or commits."""
-    stamps = results["stamps"]
+    """The stamp of all sections; ValueError: they are of several processors or commits, or none."""
+    stamps = results.get("stamps", {})
     kinds = {what_measured(stamp): name for name, stamp in stamps.items()}
-    if len(kinds) > 1:
+    if bare := [name for name in results if name in PARTS and name not in stamps]:
+        kinds["no stamp",] = ", ".join(bare)
+    if len(kinds) != 1 or not stamps:
         there = "; ".join(f"{name}: {', '.join(kind)}" for kind, name in kinds.items())
-        need = "Run `python -m experiments.speed --missing` on one machine, of committed code."
-        raise ValueError(f"speed.json mixes sections that do not compare ({there}). {need}")
+        need = "Need one processor and commit: run `python -m experiments.speed --missing` there."
+        raise ValueError(f"speed.json has sections that do not compare ({there}). {need}")
     return max(stamps.values(), key=lambda stamp: stamp["date"])
 
 
@@ -46,13 +49,15 @@ def fastest(ways: dict) -> str:
 
 def seconds_with_spread(ways: dict) -> str:
     ours = next(iter(ways.values()))
-    return "{:.2f} [{:.2f}, {:.2f}]".format(ours["seconds_a_qa"], *ours["spread"])
+    mark = " (disturbed)" if ours["others"] > OTHERS else ""
+    return "{:.2f} [{:.2f}, {:.2f}]".format(ours["seconds_a_qa"], *ours["spread"]) + mark
 
 
 def ratio(entry: dict) -> str:
     """The median of paired ratios, with the lowest and the highest if there are several."""
     middle, low, high = entry["ratio"]
-    return f"{middle:.1f} ×" + (f" [{low:.1f}, {high:.1f}]" if entry["rounds"] > 1 else "")
+    spread = f" [{low:.1f}, {high:.1f}]" if entry["rounds"] > 1 else ""
+    return f"{middle:.1f} ×{spread}" + (" (disturbed)" if entry["others"] > OTHERS else "")
 
 
 def against_fastest(ways: dict) -> str:
@@ -110,15 +115,14 @@ def table(results: dict, section: str, columns: list[Column]) -> str:
 
 def checks(results: dict) -> str:
     """How many measurements other work disturbed."""
-    sections = [results[name] for name in ("speed", "many", "memory", "fp32") if name in results]
-    entries = [
-        e for s in sections for m in s.values() for ways in m.values() for e in ways.values()
-    ]
-    count, repeats = (sum(entry[key] for entry in entries) for key in ("rounds", "repeats"))
-    disturbed = sum(entry["others"] > 0.05 for entry in entries)
+    measured, repeated, failed = (
+        sum(counts.get(key, 0) for counts in results["checks"].values())
+        for key in ("measured", "repeated", "failed")
+    )
     return (
-        f"{count} measurements, and {repeats} more that were repeated, because other work took "
-        f"more than 5 % of the cores; in {disturbed} of {len(entries)} cells it did to the end."
+        f"On this page are {measured} measurements; {repeated} more were thrown away, because "
+        f"other work took more than {OTHERS:.0%} of the cores. It disturbed {failed} to the end, "
+        "which the tables mark."
     )
 
 
@@ -178,18 +182,17 @@ def operators(results: dict) -> str:
     return "\n".join(lines)
 
 
-def growth(results: dict, section: str, words: str) -> str:
-    """How the time per pair grows from one size to another, in words, and the plot."""
-    sentences = []
+def growth(results: dict, section: str, first: int, words: str) -> str:
+    """How the time per pair grows from `first` to the last size, in words, and the plot."""
+    lines = ["The time per pair grows so:"]
     for model, methods in results[section].items():
         for method, ways in methods.items():
-            factors = []
             for way, seconds in ways.items():
-                (first, low), *_, (last, high) = seconds.items()
-                factors.append(f"{high / low:.2f} ({way})")
-            sizes = f"From {int(first):,} to {int(last):,} {words}"
-            sentences.append(f"{sizes}, {model}, {method}, by a factor of {', '.join(factors)}.")
-    text = " ".join(["The time per pair grows so.", *sentences])
+                last = max(map(int, seconds))
+                factor = seconds[str(last)] / seconds[str(first)]
+                sizes = f"from {first:,} to {last:,} {words}, {last / first:.0f} times as many"
+                lines.append(f"- {model}, {method}, {way}: {sizes}, by a factor of {factor:.2f}")
+    text = "\n".join(lines)
     return f"{text}\n\n![Seconds per pair by {section}](speed_by_{section}.png)"
 
 
@@ -203,8 +206,8 @@ PARTS: dict[str, Callable] = {  # of each section, in the order of the page
     "attention": lambda r: table(r, "attention", ATTENTION),
     "loss": losses,
     "profile": operators,
-    "questions": lambda r: growth(r, "questions", "questions an article"),
-    "length": lambda r: growth(r, "length", "tokens"),
+    "questions": lambda r: growth(r, "questions", 1, "questions an article"),
+    "length": lambda r: growth(r, "length", 1000, "tokens"),
 }
 
 

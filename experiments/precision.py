@@ -1,6 +1,7 @@
 """Does full fine-tuning learn the same with its weights in bf16 as in fp32? Three seeds of each.
 
-    python -m experiments.precision       about 40 minutes on two cores with bf16
+    python -m experiments.precision              about an hour on two cores with bf16
+    python -m experiments.precision --seeds 1    one seed of each
 
 Each run is that of training.ipynb, with PRECISION and SEED changed. What is finished is not run
 again. Writes experiments/precision.json and .png, and a section of experiments/README.md.
@@ -10,6 +11,7 @@ Keys of precision.json: machine; runs: of each, seed, precision, losses (per ste
 less fp32, see `paired_difference`.
 """
 
+import argparse
 from itertools import product
 from statistics import mean, stdev
 
@@ -42,10 +44,10 @@ PRECISIONS, SEEDS = ("bf16", "fp32"), (42, 43, 44)
 FROM_TRAINING = ("losses", "seconds_per_step", "peak_memory_gb", "processor")
 
 
-def run_all(rows: list[dict], questions: list[dict]) -> dict:
+def run_all(rows: list[dict], questions: list[dict], seeds: tuple[int, ...]) -> dict:
     """The content of precision.json."""
     runs = []
-    for seed, precision in product(SEEDS, PRECISIONS):
+    for seed, precision in product(seeds, PRECISIONS):
         name = f"precision-{precision}-{seed}"
         setting = Setting(parameters={"PRECISION": precision})
         run = do_run(name, "full", setting, seed, rows, questions) | {"precision": precision}
@@ -74,14 +76,19 @@ def table_rows(results: dict) -> list[dict[str, str]]:
             {
                 "weights": precision,
                 "seeds": f"{len(runs)}",
-                "loss of the last ten steps": f"{mean(last):.3f} ± {stdev(last):.3f}",
-                "held-out loss": f"{mean(held_out):.3f} ± {stdev(held_out):.3f}",
+                "loss of the last ten steps": with_deviation(last),
+                "held-out loss": with_deviation(held_out),
                 "exact match": spread(runs, "exact_match"),
                 "token F1": spread(runs, "f1"),
                 "peak GB": f"{max(run['peak_memory_gb'] for run in runs):.1f}",
             }
         )
     return rows
+
+
+def with_deviation(values: list[float]) -> str:
+    deviation = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{mean(values):.3f}{deviation}"
 
 
 def precision_section(results: dict) -> str:
@@ -91,7 +98,7 @@ def precision_section(results: dict) -> str:
     of_seeds = zip(bf16, fp32, strict=True)
     gaps = [abs(one["held_out_loss"] / two["held_out_loss"] - 1) for one, two in of_seeds]
     sentence = (
-        f"F1 of bf16 less that of fp32, a question's being its mean over seeds: "
+        "F1 of bf16 less that of fp32, a question's being its mean over seeds: "
         f"{difference['difference']:+.2f} [{difference['low']:+.2f}, {difference['high']:+.2f}], "
         f"p = {difference['p']:.2g}, n = {difference['n']}. "
         f"Held-out losses of one seed differ by {max(gaps):.1%} at most."
@@ -104,7 +111,7 @@ def precision_section(results: dict) -> str:
 def draw(results: dict) -> None:
     """Plot the losses per step, a colour per seed."""
     fig, axes = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
-    for color, seed in enumerate(SEEDS):
+    for color, seed in enumerate(sorted({run["seed"] for run in results["runs"]})):
         losses = {}
         for precision, style in zip(PRECISIONS, ("-", ":"), strict=True):
             (run,) = (r for r in with_precision(results, precision) if r["seed"] == seed)
@@ -127,9 +134,12 @@ def readme(results: dict) -> str:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seeds", type=int, default=3, choices=(1, 2, 3), help="of each precision")
+    seeds = SEEDS[: parser.parse_args().seeds]
     rows = bq.load_rows(ROOT / "data/processed/train.jsonl")
     questions, _ = bq.evaluation_questions(load_tokenizer(MODEL), read_settings(DEFAULTS))
-    results = run_all(rows, questions)
+    results = run_all(rows, questions, seeds)
     bq.write_json(RESULTS, results)
     draw(results)
     bq.write_text(PAGE, readme(results))

@@ -78,7 +78,6 @@ SPEED: list[Column] = [
     ("s per QA pair", seconds_with_spread),
     ("against the fastest peer", against_fastest),
     ("which is", fastest),
-    ("against Trainer, fp32", against("hf fp32")),
     ("of the bf16 rate", lambda ways: f"{ways['ours']['share']:.0%}"),
     ("peak GB", lambda ways: f"{ways['ours']['peak_gb']:.1f}"),
 ]

@@ -1,6 +1,6 @@
 """Does full fine-tuning learn the same with its weights in bf16 as in fp32? Three seeds of each.
 
-    python -m experiments.precision              about an hour on two cores with bf16
+    python -m experiments.precision              an hour and a half on two cores with bf16
     python -m experiments.precision --seeds 1    one seed of each
 
 Each run is that of training.ipynb, with PRECISION and SEED changed. What is finished is not run

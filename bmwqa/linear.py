@@ -47,11 +47,19 @@ class _Linear(torch.autograd.Function):
 
 
 def multiply(rows: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """rows [T, K] @ matrix [K, N], in halves of the rows where N <= T < 2 N."""
-    count, columns = len(rows), matrix.shape[1]
-    if not columns <= count < 2 * columns:
-        return rows @ matrix
-    product = rows.new_empty(count, columns)
+    """rows [T, K] @ matrix [K, N], in halves of the rows where those are faster."""
+    halved = is_halved(len(rows), matrix.shape[1])
+    return multiply_halves(rows, matrix) if halved else rows @ matrix
+
+
+def is_halved(count: int, columns: int) -> bool:
+    """Whether a product of so many rows and columns is computed in halves."""
+    return columns <= count < 2 * columns
+
+
+def multiply_halves(rows: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """rows [T, K] @ matrix [K, N], in halves of the rows."""
+    product = rows.new_empty(len(rows), matrix.shape[1])
     for half, part in zip(rows.chunk(2), product.chunk(2), strict=True):
         torch.mm(half, matrix, out=part)
     return product

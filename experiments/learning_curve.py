@@ -267,10 +267,15 @@ def difference_rows(rows: list[dict]) -> list[dict[str, str]]:
     corrected = holm([row["p"] for row in rows])
     return [
         {"pair": row["pair"], "seeds": " / ".join(map(str, row["seeds"]))}
-        | {"difference in F1": f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"}
+        | {"difference in F1": with_interval(row)}
         | {"p, after Holm": f"{p:.2g}", "shown": "yes" if p <= 0.05 else "no"}
         for row, p in zip(rows, corrected, strict=True)
     ]
+
+
+def with_interval(row: dict) -> str:
+    """A `paired_difference` and its interval."""
+    return f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
 
 
 ORDER = ("steps", "questions", "layers", "mission")  # of parts in the table
@@ -287,12 +292,13 @@ def by_setting(runs: list[dict]) -> dict[tuple, list[dict]]:
 
 def spread(runs: list[dict], *scores: str) -> str:
     """The mean over seeds, ± their standard deviation where there are several, of each score."""
-    cells = []
-    for score in scores:
-        values = [run["scores"][score] for run in runs]
-        deviation = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
-        cells.append(f"{mean(values):.2f}{deviation}")
-    return " / ".join(cells)
+    return " / ".join(with_deviation([run["scores"][score] for run in runs]) for score in scores)
+
+
+def with_deviation(values: list[float], digits: int = 2) -> str:
+    """Their mean, and ± their standard deviation if there are several."""
+    deviation = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{deviation}"
 
 
 def table_rows(runs: list[dict]) -> list[dict[str, str]]:
@@ -409,10 +415,15 @@ def read_options() -> argparse.Namespace:
     return options
 
 
+def load_data() -> tuple[list[dict], list[dict]]:
+    """The rows to train on, and the questions of the evaluation."""
+    questions, _ = bq.evaluation_questions(load_tokenizer(MODEL), read_settings(DEFAULTS))
+    return bq.load_rows(ROOT / "data/processed/train.jsonl"), questions
+
+
 def main() -> None:
     options = read_options()
-    rows = bq.load_rows(ROOT / "data/processed/train.jsonl")
-    questions, _ = bq.evaluation_questions(load_tokenizer(MODEL), read_settings(DEFAULTS))
+    rows, questions = load_data()
     seeds = [42, 43, 44][: options.seeds]
     for part in options.parts:
         done = []

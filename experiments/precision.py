@@ -13,26 +13,26 @@ less fp32, see `paired_difference`.
 
 import argparse
 from itertools import product
-from statistics import mean, stdev
+from statistics import mean
 
 import matplotlib
 import pandas as pd
 
 import bmwqa_utils as bq
 from bmwqa.corpus import ROOT
-from bmwqa.models import load_tokenizer
 from bmwqa.report import markdown_table, page_with
 from bmwqa.scores import paired_difference
-from bmwqa.settings import read_settings
 from experiments.learning_curve import (
-    DEFAULTS,
     MODEL,
     PAGE,
     RUNS,
     Setting,
     do_run,
     f1_by_question,
+    load_data,
     spread,
+    with_deviation,
+    with_interval,
 )
 from experiments.speed import describe_machine
 
@@ -76,19 +76,14 @@ def table_rows(results: dict) -> list[dict[str, str]]:
             {
                 "weights": precision,
                 "seeds": f"{len(runs)}",
-                "loss of the last ten steps": with_deviation(last),
-                "held-out loss": with_deviation(held_out),
+                "loss of the last ten steps": with_deviation(last, 3),
+                "held-out loss": with_deviation(held_out, 3),
                 "exact match": spread(runs, "exact_match"),
                 "token F1": spread(runs, "f1"),
                 "peak GB": f"{max(run['peak_memory_gb'] for run in runs):.1f}",
             }
         )
     return rows
-
-
-def with_deviation(values: list[float]) -> str:
-    deviation = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{mean(values):.3f}{deviation}"
 
 
 def precision_section(results: dict) -> str:
@@ -99,8 +94,7 @@ def precision_section(results: dict) -> str:
     gaps = [abs(one["held_out_loss"] / two["held_out_loss"] - 1) for one, two in of_seeds]
     sentence = (
         "F1 of bf16 less that of fp32, a question's being its mean over seeds: "
-        f"{difference['difference']:+.2f} [{difference['low']:+.2f}, {difference['high']:+.2f}], "
-        f"p = {difference['p']:.2g}, n = {difference['n']}. "
+        f"{with_interval(difference)}, p = {difference['p']:.2g}, n = {difference['n']}. "
         f"Held-out losses of one seed differ by {max(gaps):.1%} at most."
     )
     plot = "![Losses of both, per step](precision.png)"
@@ -137,9 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, default=3, choices=(1, 2, 3), help="of each precision")
     seeds = SEEDS[: parser.parse_args().seeds]
-    rows = bq.load_rows(ROOT / "data/processed/train.jsonl")
-    questions, _ = bq.evaluation_questions(load_tokenizer(MODEL), read_settings(DEFAULTS))
-    results = run_all(rows, questions, seeds)
+    results = run_all(*load_data(), seeds)
     bq.write_json(RESULTS, results)
     draw(results)
     bq.write_text(PAGE, readme(results))

@@ -12,6 +12,7 @@ from statistics import median
 
 import torch
 
+from bmwqa.linear import is_halved, multiply_halves
 from bmwqa.report import markdown_table
 
 SHAPES = ((4864, 896), (896, 896), (896, 4864), (1536, 576), (576, 576))  # inputs, outputs
@@ -21,22 +22,13 @@ ROUNDS = 9
 
 def ratios(rows: torch.Tensor, matrix: torch.Tensor) -> tuple[float, float]:
     """How many times as fast as the product on both threads: one thread, and halves."""
-    product = rows.new_empty(len(rows), matrix.shape[1])
-
-    def whole():
-        torch.mm(rows, matrix, out=product)
-
-    def halves():
-        for half, part in zip(rows.chunk(2), product.chunk(2), strict=True):
-            torch.mm(half, matrix, out=part)
-
-    ways = {"whole": (2, whole), "one thread": (1, whole), "halves": (2, halves)}
+    ways = {"whole": (2, torch.mm), "one thread": (1, torch.mm), "halves": (2, multiply_halves)}
     seconds = {name: [] for name in ways}
     for _ in range(ROUNDS):
         for name, (threads, multiply) in ways.items():
             torch.set_num_threads(threads)
             start = time.perf_counter()
-            multiply()
+            multiply(rows, matrix)
             seconds[name].append(time.perf_counter() - start)
     middle = {name: median(times[1:]) for name, times in seconds.items()}
     return middle["whole"] / middle["one thread"], middle["whole"] / middle["halves"]
@@ -50,7 +42,7 @@ def main() -> None:
             one_thread, halves = ratios(torch.randn(count, inputs).bfloat16(), matrix)
             line = {"inputs": f"{inputs}", "outputs": f"{outputs}", "tokens": f"{count}"}
             line |= {"one thread": f"{one_thread:.2f} ×", "halves": f"{halves:.2f} ×"}
-            table.append(line | {"in halves": "yes" if outputs <= count < 2 * outputs else "no"})
+            table.append(line | {"in halves": "yes" if is_halved(count, outputs) else "no"})
     print("Speed, against the product in one call on both threads:\n")
     print(markdown_table(table))
 

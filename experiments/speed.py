@@ -612,14 +612,14 @@ def grow(plan: Plan, words: str, groups_of: dict[int, dict]) -> dict:
 
     def measure(model, method):
         seconds = {"ours": {}, BATCH: {}}
-        for way, found in seconds.items():
+        for way, of_way in seconds.items():
             # a Trainer's batches all have the same number of rows
             rows = {n: way == "ours" or rows_of_step(way, g) for n, g in groups_of.items()}
             for _, sizes in groupby(rows, rows.get):
                 groups = {str(size): groups_of[size] for size in sizes}
                 title = f"{', '.join(groups)} {words}"
                 if run := train_alone(model, method, way, [*groups.values()], title):
-                    found |= zip(groups, run["seconds"], strict=True)
+                    of_way |= zip(groups, run["seconds"], strict=True)
         return seconds
 
     return Plan({SMOL: 1}, plan.methods).for_each(measure)

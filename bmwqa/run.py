@@ -19,7 +19,6 @@ from functools import partial
 from itertools import islice, zip_longest
 from pathlib import Path
 
-import optimi
 import torch
 from accelerate import PartialState
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -34,6 +33,7 @@ from bmwqa.corpus import ROOT, read_json
 from bmwqa.machine import PeakMemory, hardware_arguments
 from bmwqa.models import load_model, save_finished, short_name
 from bmwqa.one_pass import answer_loss
+from bmwqa.optimizer import optimizer_for
 from bmwqa.parallel import processes, require_agreement, similar_lengths
 from bmwqa.preflight import Preflight
 from bmwqa.pruning import Distillation, prune_layers
@@ -157,7 +157,7 @@ def run_name(run: Run, variant: str, learning_rate: float, notes: dict) -> str:
     hashed += [str(run.dtype), run.checks.collate.__name__]
     hashed += [list(islice(run.steps, settings.max_steps)), run.held_out]
     hashed += [notes] if notes else []
-    hashed += ["Kahan"] if run.dtype == torch.bfloat16 and variant != "lora" else []
+    hashed += ["Kahan, dithered"] if run.dtype == torch.bfloat16 and variant != "lora" else []
     mark = hashlib.sha256(json.dumps(hashed).encode()).hexdigest()[:8]
     return f"{run.folder(variant).name}-{mark}" + (f"-x{processes()}" if processes() > 1 else "")
 
@@ -196,20 +196,6 @@ def training_arguments(run: Run, variant: str, learning_rate: float, notes: dict
         seed=settings.seed,
         **hardware_arguments(autocast),
     )
-
-
-def optimizer_for(model, rate: float) -> tuple[type, dict] | None:
-    """Trainer's `optimizer_cls_and_kwargs`: AdamW for bf16 weights; None: torch's, without any.
-
-    What an update has beyond a weight's eight bits is kept in a second bf16 number (Kahan), and is
-    added with the next one. beta2 is 0.99, because 0.999 changes a bf16 moment by less than its
-    last bit.
-    """
-    weights = {weight.dtype for weight in model.parameters() if weight.requires_grad}
-    if torch.bfloat16 not in weights:
-        return None
-    options = {"betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0}
-    return optimi.AdamW, options | {"lr": rate, "kahan_sum": True, "triton": False}
 
 
 def step_loss(outputs, labels: torch.Tensor, num_items_in_batch: torch.Tensor) -> torch.Tensor:

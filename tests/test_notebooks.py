@@ -149,13 +149,13 @@ def test_every_decimal_in_the_prose_comes_from_an_output(notebook):
 
 
 def test_nothing_is_defined_twice():
-    owners = {}
+    owners, named_by_others = {}, {"__init__", "__enter__", "__exit__", "forward", "backward"}
     modules = [*bq.ROOT.glob("*.py"), *bq.ROOT.glob("bmwqa/*.py")]
     sources = {path.name: path.read_text(encoding="utf-8") for path in modules}
     for name, notebook in zip(NAMES, NOTEBOOKS, strict=True):
         sources[name] = "\n".join(cell.source for cell in code(notebook))
     for name, source in sources.items():
-        for defined in definitions(source) - {"__init__", "__enter__", "__exit__"}:
+        for defined in definitions(source) - named_by_others:
             owner = owners.setdefault(defined, name)
             assert owner == name, f"{defined} is in {name} and in {owner}"
 

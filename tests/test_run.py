@@ -7,7 +7,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import optimi
 import pytest
 import torch
 from conftest import PARAMETERS
@@ -15,7 +14,8 @@ from test_processes import make_group, make_run
 
 from bmwqa.checkpoints import last_checkpoint
 from bmwqa.machine import PeakMemory
-from bmwqa.run import base_model, make_trainer, optimizer_for, plan_steps
+from bmwqa.optimizer import DitheredAdamW, last_bit, optimizer_for
+from bmwqa.run import base_model, make_trainer, plan_steps
 from bmwqa.settings import read_settings
 
 
@@ -79,9 +79,29 @@ def test_bf16_weights_that_are_trained_get_kahans_sum_and_frozen_ones_do_not():
     assert optimizer_for(layers, 1e-3) is None
     layers[0].to(torch.bfloat16)
     optimizer, options = optimizer_for(layers, 1e-3)
-    assert optimizer is optimi.AdamW and options["kahan_sum"]
+    assert optimizer is DitheredAdamW and options["kahan_sum"]
     layers[0].requires_grad_(False)
     assert optimizer_for(layers, 1e-3) is None
+
+
+@pytest.mark.parametrize("steps", [1, 3, 30])
+def test_the_mean_of_many_bf16_weights_follows_each_update(steps):
+    """A weight of 1.5 cannot hold an update of a tenth of its last bit; a tenth of them take it."""
+    torch.manual_seed(0)
+    weights = torch.nn.Parameter(torch.full((40_000,), 1.5, dtype=torch.bfloat16))
+    rate = last_bit(weights)[0].item() / 10
+    optimizer, options = optimizer_for(torch.nn.ParameterList([weights]), rate)
+    optimizer = optimizer([weights], **options)
+    for _ in range(steps):
+        weights.grad = torch.ones_like(weights)  # each update is the rate
+        optimizer.step()
+    assert (weights.float() - 1.5).mean().item() == pytest.approx(-steps * rate, rel=0.05)
+
+
+def test_the_last_bit_is_what_separates_a_weight_from_the_next():
+    weights = torch.tensor([1.0, -1.5, 0.25, 0.0, 300.0], dtype=torch.bfloat16)
+    bits = last_bit(weights).tolist()
+    assert bits[:3] + bits[4:] == [2**-7, 2**-7, 2**-9, 2.0] and 0 <= bits[3] < 1e-38
 
 
 # --------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ class DitheredAdamW(optimi.AdamW):
 
     The sum begins with a random part of the weight's last bit instead of zero. With zero, hardly a
     weight moves before its updates add up to half its last bit, and then all do; now the mean of
-    many weights follows each update, as in fp32. `python -m experiments.precision` compares both.
+    many weights follows each update, as in fp32: `python -m experiments.precision` shows all three.
     """
 
     def __init__(self, *args, **options):

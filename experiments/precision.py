@@ -1,25 +1,29 @@
 """Does full fine-tuning learn the same with its weights in bf16 as in fp32? Three seeds of each.
 
+"bf16 from zero" is one seed more, with Kahan's sum as optimi has it, see `DitheredAdamW`.
+
     python -m experiments.precision              an hour and a half on two cores with bf16
     python -m experiments.precision --seeds 1    one seed of each
 
 Each run is that of training.ipynb, with PRECISION and SEED changed. What is finished is not run
 again. Writes experiments/precision.json and .png, and a section of experiments/README.md.
 
-Keys of precision.json: machine; runs: of each, seed, precision, losses (per step), held_out_loss
-(after the last step), seconds_per_step (median), peak_memory_gb, scores; difference: in F1, bf16
-less fp32, see `paired_difference`.
+Keys of precision.json: machine; runs: of each, seed, way (of WAYS), losses (per step),
+held_out_loss (after the last step), seconds_per_step (median), peak_memory_gb, scores; difference:
+in F1, bf16 less fp32, see `paired_difference`.
 """
 
 import argparse
-from itertools import product
 from statistics import mean
+from unittest.mock import patch
 
 import matplotlib
+import optimi
 import pandas as pd
 
 import bmwqa_utils as bq
 from bmwqa.corpus import ROOT
+from bmwqa.optimizer import DitheredAdamW
 from bmwqa.report import markdown_table, page_with
 from bmwqa.scores import paired_difference
 from experiments.learning_curve import (
@@ -40,57 +44,59 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 RESULTS, PLOT = ROOT / "experiments" / "precision.json", ROOT / "experiments" / "precision.png"
-PRECISIONS, SEEDS = ("bf16", "fp32"), (42, 43, 44)
+SEEDS = (42, 43, 44)
+FROM_ZERO = "bf16 from zero"
+WAYS = {"bf16": 3, "fp32": 3, FROM_ZERO: 1}  # of training, and how many of the seeds each has
 FROM_TRAINING = ("losses", "seconds_per_step", "peak_memory_gb", "processor")
+
+
+def run_one(way: str, seed: int, rows: list[dict], questions: list[dict]) -> dict:
+    """A run of full: what `do_run` says of it, with the way, losses, time and memory."""
+    name = f"precision-{way.replace(' ', '-')}-{seed}"
+    setting = Setting(parameters={"PRECISION": way.split()[0]})
+    begin = optimi.AdamW._init_state if way == FROM_ZERO else DitheredAdamW._init_state
+    with patch.object(DitheredAdamW, "_init_state", begin):
+        run = do_run(name, "full", setting, seed, rows, questions) | {"way": way}
+    training = bq.read_json(RUNS / "experiments" / name / "training.json")
+    run |= {key: training[key] for key in FROM_TRAINING}
+    return run | {"held_out_loss": training["eval_losses"][-1]["loss"]}
 
 
 def run_all(rows: list[dict], questions: list[dict], seeds: tuple[int, ...]) -> dict:
     """The content of precision.json."""
-    runs = []
-    for seed, precision in product(seeds, PRECISIONS):
-        name = f"precision-{precision}-{seed}"
-        setting = Setting(parameters={"PRECISION": precision})
-        run = do_run(name, "full", setting, seed, rows, questions) | {"precision": precision}
-        training = bq.read_json(RUNS / "experiments" / name / "training.json")
-        run |= {key: training[key] for key in FROM_TRAINING}
-        runs.append(run | {"held_out_loss": training["eval_losses"][-1]["loss"]})
+    todo = [(way, seed) for seed in seeds for way in WAYS if seed in SEEDS[: WAYS[way]]]
+    runs = [run_one(way, seed, rows, questions) for way, seed in todo]
     f1 = f1_by_question(runs, questions)
-    sides = [f1.filter(regex=f"-{precision}-").mean(axis=1) for precision in PRECISIONS]
+    sides = [f1.filter(regex=rf"-{way}-\d").mean(axis=1) for way in ("bf16", "fp32")]
     difference = paired_difference(*sides, f1.index.get_level_values("article_id"))
     plain = [{key: run[key] for key in run if key != "answers"} for run in runs]
     return {"machine": describe_machine(), "runs": plain, "difference": difference}
 
 
-def with_precision(results: dict, precision: str) -> list[dict]:
-    return [run for run in results["runs"] if run["precision"] == precision]
+def runs_of(results: dict, way: str) -> list[dict]:
+    return [run for run in results["runs"] if run["way"] == way]
 
 
 def table_rows(results: dict) -> list[dict[str, str]]:
-    """A row per precision: means over seeds ± their standard deviation."""
+    """A row per way: means over seeds ± their standard deviation."""
     rows = []
-    for precision in PRECISIONS:
-        runs = with_precision(results, precision)
-        held_out = [run["held_out_loss"] for run in runs]
+    for way in WAYS:
+        runs = runs_of(results, way)
+        row = {"weights": way, "seeds": f"{len(runs)}"}
+        early = [mean(run["losses"][2:8]) for run in runs]
         last = [mean(run["losses"][-10:]) for run in runs]
-        rows.append(
-            {
-                "weights": precision,
-                "seeds": f"{len(runs)}",
-                "loss of the last ten steps": with_deviation(last, 3),
-                "held-out loss": with_deviation(held_out, 3),
-                "exact match": spread(runs, "exact_match"),
-                "token F1": spread(runs, "f1"),
-                "peak GB": f"{max(run['peak_memory_gb'] for run in runs):.1f}",
-            }
-        )
+        row |= {"loss, steps 3 to 8": with_deviation(early, 3)}
+        row |= {"loss, last ten steps": with_deviation(last, 3)}
+        row |= {"held-out loss": with_deviation([run["held_out_loss"] for run in runs], 3)}
+        row |= {"exact match / token F1": spread(runs, "exact_match", "f1")}
+        rows.append(row | {"peak GB": f"{max(run['peak_memory_gb'] for run in runs):.1f}"})
     return rows
 
 
 def precision_section(results: dict) -> str:
     """The section in markdown, from precision.json and nothing else."""
     difference = results["difference"]
-    bf16, fp32 = (with_precision(results, precision) for precision in PRECISIONS)
-    of_seeds = zip(bf16, fp32, strict=True)
+    of_seeds = zip(runs_of(results, "bf16"), runs_of(results, "fp32"), strict=True)
     gaps = [abs(one["held_out_loss"] / two["held_out_loss"] - 1) for one, two in of_seeds]
     sentence = (
         "F1 of bf16 less that of fp32, a question's being its mean over seeds: "
@@ -103,19 +109,20 @@ def precision_section(results: dict) -> str:
 
 
 def draw(results: dict) -> None:
-    """Plot the losses per step, a colour per seed."""
+    """Plot the losses per step, a colour per seed, and how far the two in bf16 are from fp32."""
     fig, axes = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
-    for color, seed in enumerate(sorted({run["seed"] for run in results["runs"]})):
-        losses = {}
-        for precision, style in zip(PRECISIONS, ("-", ":"), strict=True):
-            (run,) = (r for r in with_precision(results, precision) if r["seed"] == seed)
-            losses[precision] = pd.Series(run["losses"], index=range(1, len(run["losses"]) + 1))
-            label = f"{precision}, seed {seed}"
-            axes[0].plot(losses[precision], color=f"C{color}", ls=style, label=label)
-        axes[1].plot(losses["bf16"] - losses["fp32"], color=f"C{color}", label=f"seed {seed}")
+    styles = {"bf16": "-", "fp32": ":", FROM_ZERO: "--"}
+    fp32 = {run["seed"]: pd.Series(run["losses"]) for run in runs_of(results, "fp32")}
+    for run in results["runs"]:
+        losses, way, seed = pd.Series(run["losses"]), run["way"], run["seed"]
+        look = {"color": f"C{SEEDS.index(seed)}", "ls": styles[way], "label": f"{way}, seed {seed}"}
+        steps = losses.index + 1
+        axes[0].plot(steps, losses, **look)
+        if way != "fp32":
+            axes[1].plot(steps, losses - fp32[seed], **look)
     axes[0].set(xlabel="step", ylabel="loss of the step's article", yscale="log")
     axes[1].axhline(0, color="black", lw=0.6)
-    axes[1].set(xlabel="step", ylabel="bf16 less fp32")
+    axes[1].set(xlabel="step", ylabel="loss less that of fp32")
     for ax in axes:
         ax.legend(fontsize=8)
     fig.savefig(PLOT, dpi=110)

@@ -9,7 +9,7 @@ import pytest
 
 import bmwqa_utils as bq
 from bmwqa.report import verdict
-from experiments import balance, int8, learning_curve, tables
+from experiments import balance, int8, learning_curve, precision, tables
 from experiments.speed_page import write_readme
 
 README, PAGE = (path.read_text(encoding="utf-8") for path in (tables.FRONT, tables.PAGE))
@@ -59,6 +59,10 @@ def test_sections_of_several_processors_or_commits_are_not_mixed():
     bare = {key: stamp for key, stamp in speed["stamps"].items() if key != "speed"}
     with pytest.raises(ValueError, match="no stamp"):
         write_readme(speed | {"stamps": bare})
+
+
+def test_the_table_of_weights_in_bf16_is_the_one_of_its_runs():
+    assert precision.readme(bq.read_json(precision.RESULTS)) == PAGE
 
 
 def test_the_table_of_waiting_is_the_one_of_the_simulation():

@@ -240,8 +240,8 @@ def train(run: Run, variant: str, model, rate: float, teacher=None, **notes) -> 
     """Train and save a variant, whole or not at all, and give back its training.json.
 
     A variant that is there with these settings, trained by any number of processes, is not trained
-    again. rate: of learning.
-    teacher: a model to learn from, see `Distillation`. notes: kept in training.json.
+    again. rate: of learning. teacher: a model to learn from, see `Distillation`. notes: kept in
+    training.json.
     ValueError: the processes disagree, or other numbers of processes have begun this run.
     """
     trainer = make_trainer(run, variant, model, rate, teacher, **notes)
@@ -337,7 +337,7 @@ class StepReport(TrainerCallback):
     processes, the main one has the bar, and marks a checkpoint when all have written theirs.
     """
 
-    def __init__(self, groups: list[dict], title: str, peak: "PeakMemory | None" = None):
+    def __init__(self, groups: list[dict], title: str, peak: PeakMemory | None = None):
         self.groups, self.title, self.peak = groups, title, peak
 
     def on_train_begin(self, args, state, control, **kwargs):

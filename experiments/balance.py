@@ -69,7 +69,7 @@ def seconds_per_article() -> tuple[float, float]:
     """
     sections = read_json(HERE / "speed.json")
     if "length" not in sections:
-        need = "Run `python -m experiments.speed --only length` first."
+        need = "Run `python -m experiments.speed --missing` first."
         raise ValueError(f"speed.json has no section on length. {need}")
     measured = sections["length"][EMBEDDED]["full"]["ours"]
     pairs = {int(n): pair for n, pair in measured.items() if int(n) <= DEFAULTS["MAX_TOKENS"]}

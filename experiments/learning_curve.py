@@ -40,7 +40,7 @@ from bmwqa.models import load_model, load_tokenizer, resolve_model
 from bmwqa.pairs import RULE_KINDS
 from bmwqa.preflight import check_all
 from bmwqa.pruning import HEALING
-from bmwqa.report import markdown_table, page_with
+from bmwqa.report import markdown_table, page_with, with_interval
 from bmwqa.run import Run, base_model, lora_model, plan_run, pruned_model, train
 from bmwqa.scores import holm, paired_difference, score_records
 from bmwqa.settings import Settings, read_settings
@@ -267,15 +267,10 @@ def difference_rows(rows: list[dict]) -> list[dict[str, str]]:
     corrected = holm([row["p"] for row in rows])
     return [
         {"pair": row["pair"], "seeds": " / ".join(map(str, row["seeds"]))}
-        | {"difference in F1": with_interval(row)}
+        | {"difference in F1": with_interval(row, "difference", "+.2f")}
         | {"p, after Holm": f"{p:.2g}", "shown": "yes" if p <= 0.05 else "no"}
         for row, p in zip(rows, corrected, strict=True)
     ]
-
-
-def with_interval(row: dict) -> str:
-    """A `paired_difference` and its interval."""
-    return f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
 
 
 ORDER = ("steps", "questions", "layers", "mission")  # of parts in the table

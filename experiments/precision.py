@@ -1,6 +1,7 @@
 """Does full fine-tuning learn the same with its weights in bf16 as in fp32? Three seeds of each.
 
-"bf16 from zero" is one seed more, with Kahan's sum as optimi has it, see `DitheredAdamW`.
+fp32 has torch's AdamW, with beta2 0.999 where bf16 has 0.99. "bf16 from zero" is one run more, with
+Kahan's sum as optimi has it, see `DitheredAdamW`.
 
     python -m experiments.precision              an hour and a half on two cores with bf16
     python -m experiments.precision --seeds 1    one seed of each
@@ -14,6 +15,7 @@ in F1, bf16 less fp32, see `paired_difference`.
 """
 
 import argparse
+from contextlib import nullcontext
 from statistics import mean
 from unittest.mock import patch
 
@@ -24,7 +26,7 @@ import pandas as pd
 import bmwqa_utils as bq
 from bmwqa.corpus import ROOT
 from bmwqa.optimizer import DitheredAdamW
-from bmwqa.report import markdown_table, page_with
+from bmwqa.report import markdown_table, page_with, with_interval
 from bmwqa.scores import paired_difference
 from experiments.learning_curve import (
     MODEL,
@@ -36,7 +38,6 @@ from experiments.learning_curve import (
     load_data,
     spread,
     with_deviation,
-    with_interval,
 )
 from experiments.speed import describe_machine
 
@@ -54,8 +55,8 @@ def run_one(way: str, seed: int, rows: list[dict], questions: list[dict]) -> dic
     """A run of full: what `do_run` says of it, with the way, losses, time and memory."""
     name = f"precision-{way.replace(' ', '-')}-{seed}"
     setting = Setting(parameters={"PRECISION": way.split()[0]})
-    begin = optimi.AdamW._init_state if way == FROM_ZERO else DitheredAdamW._init_state
-    with patch.object(DitheredAdamW, "_init_state", begin):
+    from_zero = patch.object(DitheredAdamW, "_init_state", optimi.AdamW._init_state)
+    with from_zero if way == FROM_ZERO else nullcontext():
         run = do_run(name, "full", setting, seed, rows, questions) | {"way": way}
     training = bq.read_json(RUNS / "experiments" / name / "training.json")
     run |= {key: training[key] for key in FROM_TRAINING}
@@ -78,11 +79,17 @@ def runs_of(results: dict, way: str) -> list[dict]:
 
 
 def table_rows(results: dict) -> list[dict[str, str]]:
-    """A row per way: means over seeds ± their standard deviation."""
+    """A row per way: means over seeds ± their standard deviation.
+
+    Then a row per run of the seed that all ways have.
+    """
+    groups = {way: runs_of(results, way) for way, seeds in WAYS.items() if seeds > 1}
+    for run in results["runs"]:
+        if run["seed"] == SEEDS[0]:
+            groups[f"{run['way']}, seed {SEEDS[0]}"] = [run]
     rows = []
-    for way in WAYS:
-        runs = runs_of(results, way)
-        row = {"weights": way, "seeds": f"{len(runs)}"}
+    for name, runs in groups.items():
+        row = {"weights": name, "seeds": f"{len(runs)}"}
         early = [mean(run["losses"][2:8]) for run in runs]
         last = [mean(run["losses"][-10:]) for run in runs]
         row |= {"loss, steps 3 to 8": with_deviation(early, 3)}
@@ -100,11 +107,13 @@ def precision_section(results: dict) -> str:
     gaps = [abs(one["held_out_loss"] / two["held_out_loss"] - 1) for one, two in of_seeds]
     sentence = (
         "F1 of bf16 less that of fp32, a question's being its mean over seeds: "
-        f"{with_interval(difference)}, p = {difference['p']:.2g}, n = {difference['n']}. "
-        f"Held-out losses of one seed differ by {max(gaps):.1%} at most."
+        f"{with_interval(difference, 'difference', '+.2f')}, p = {difference['p']:.2g}, "
+        f"n = {difference['n']} on {difference['clusters']} articles. "
+        f"For the same seed, held-out losses in bf16 and fp32 differ by {max(gaps):.1%} at most."
     )
-    plot = "![Losses of both, per step](precision.png)"
-    place = f"{MODEL}, full, 50 steps, on {results['machine']['cpu']}."
+    plot = "![Losses of each run, per step](precision.png)"
+    place = "on {cpu}, family {family}, model {model}, stepping {stepping}"
+    place = f"{MODEL}, full, 50 steps, {place.format(**results['machine'])}."
     return "\n\n".join([place, markdown_table(table_rows(results)), sentence, plot])
 
 

@@ -21,10 +21,11 @@ Keys of speed.json, written after every section:
   rates      fp32, bf16: GFLOP/s, the largest over the models' matrix products; bf16_median: of bf16
              the median over rounds, of the largest over products
   tokens     separate, shared: of the articles in `speed`, with one row per question, per article
-  speed      [model][method][way]: seconds_a_qa (per QA pair, median), spread (min, max), rounds,
-             ratio (to ours: median, lowest, highest), peak_gb; cpu: the least share of the cores;
-             others: the largest share that other work took. Of ours also share: its floating
-             point operations per second (`ways.count_flops`), over the bf16 rate.
+  speed      [model][method][way]: seconds (per QA pair, of each round), seconds_a_qa (their
+             median), spread (min, max), rounds, ratio (to ours: median, lowest, highest),
+             peak_gb; cpu: the least share of the cores; others: the largest share that other
+             work took. Of ours also share: its floating point operations per second
+             (`ways.count_flops`), the most of all rounds, over the bf16 rate.
              After the first round, only ours and the fastest peer go on.
   many       [model][method]: the same with 14 questions per article; TRL with three rows a batch
   fp32       [model][method]: the same, all in fp32
@@ -55,8 +56,9 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from datetime import date
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from itertools import groupby
+from operator import truediv
 from pathlib import Path
 from statistics import median
 
@@ -78,7 +80,6 @@ from experiments.ways import (
     SMOL,
     WAYS,
     count_flops,
-    count_pairs,
     evaluate,
     first_rows,
     longest_operators,
@@ -188,6 +189,7 @@ def summarise(runs: list[dict], ours: list[dict]) -> dict:
     seconds = [run["seconds"][0] for run in runs]
     ratios = [one / our["seconds"][0] for one, our in zip(seconds, ours, strict=False)]
     return {
+        "seconds": seconds,
         "seconds_a_qa": median(seconds),
         "spread": [min(seconds), max(seconds)],
         "rounds": len(runs),
@@ -230,9 +232,9 @@ def measure_speed(plan: Plan, results: dict) -> dict:
             known = method in MAIN
             peers = PEERS if known else [fastest(figures[model]["lora"])]
             ways = compare(model, method, ["ours", *peers], groups, rounds)
-            # a share of the largest rate, so of the fastest round
-            flops = count_flops(model, method, groups[1]) / count_pairs(groups[1:2])
-            ways["ours"]["share"] = flops / ways["ours"]["spread"][0] / 1e9 / rate
+            work = [count_flops(model, method, g) / len(g["branches"]) for g in groups[:rounds]]
+            rates = map(truediv, work, ways["ours"]["seconds"])
+            ways["ours"]["share"] = max(rates) / 1e9 / rate  # the rate is the largest, too
             figures[model][method] = ways
     return figures
 
@@ -357,10 +359,17 @@ def describe_machine() -> dict:
         "flags": [flag for flag in FLAGS if flag in flags],
         "cores": os.cpu_count(),
         "memory_gb": here["memory_gb"],
-        "versions": {name: here[name] for name in packages} | {"trl": version("trl")},
+        "versions": {name: here[name] for name in packages} | {"trl": trl_version()},
         "date": date.today().isoformat(),
         "commit": git("log", "-1", "--format=%h") + ("+" if git("status", "--porcelain") else ""),
     }
+
+
+def trl_version() -> str:
+    try:
+        return version("trl")
+    except PackageNotFoundError:  # `make bench` installs it
+        return "not installed"
 
 
 def git(*arguments: str) -> str:

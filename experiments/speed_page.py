@@ -137,8 +137,8 @@ def introduction(results: dict) -> str:
         f"{here['versions']['torch']}, TRL {here['versions']['trl']}; commit {here['commit']}, "
         f"{here['date']}. GFLOP/s: {rates['fp32']:.0f} in fp32, {rates['bf16']:.0f} in bf16 "
         f"(the largest of any product; the median over rounds is {rates['bf16_median']:.0f}). "
-        f"Three questions each of {fewest:,} to {most:,} tokens. In brackets the lowest and the "
-        "highest round; a ratio is the median over rounds of two ways in turn."
+        f"Articles of {fewest:,} to {most:,} tokens, three questions on each. In brackets the "
+        "lowest and the highest round; a ratio is the median over rounds of two ways in turn."
     )
 
 

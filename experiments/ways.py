@@ -1,7 +1,7 @@
 """The ways to train and to answer that experiments/speed.py compares, on one model and articles.
 
 The first word of a way says whose Trainer it is: ours, Hugging Face's ("hf") or TRL's. All take
-the same articles and questions.
+the same articles; ours all their questions in a step, a peer's one or three of them.
 """
 
 import bmwqa_utils as bq  # isort: skip  (first: large pages, see bmwqa/__init__.py)
@@ -81,7 +81,7 @@ class Way:
         return choose_precision(self.precision)[0]
 
 
-WAYS = {  # the first word says whose Trainer and rows
+WAYS = {
     "ours": Way("auto", ATTENTION, answer_loss),
     "ours fp32": Way("fp32", ATTENTION, answer_loss),
     "ours checkpointed": Way("auto", ATTENTION, answer_loss, checkpointed=True),
@@ -146,10 +146,6 @@ def first_rows(groups: list[dict], count: int) -> list[dict]:
         for group in groups
         for branch in group["branches"][:count]
     ]
-
-
-def count_pairs(groups: list[dict]) -> int:
-    return sum(len(group["branches"]) for group in groups)
 
 
 def rows_of_step(way: str, group: dict) -> int:
@@ -310,7 +306,7 @@ def generate_apart(model, tokenizer, rows: list[dict]) -> list[str]:
 
 
 def matrix_rates() -> dict[str, float]:
-    """GFLOP/s in fp32 and bf16 of both models' layers with 1,100 tokens, see the top."""
+    """GFLOP/s in fp32 and bf16 of both models' layers with 1,100 tokens: `rates` in speed.py."""
     tokens, shapes = 1100, ((896, 896), (896, 4864), (4864, 896), (576, 1536), (1536, 576))
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
     rounds = {name: [0.0] * 40 for name in dtypes}

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -155,7 +156,29 @@ def test_several_processes_train_as_one_does(variant, count, engine, tiny_model_
         assert (moved[name] - other_moved[name]).norm() < 1e-3 * moved[name].norm(), name
 
 
-def train_divided(model: Path, out_dir: Path, killed_at: int | None = None) -> None:
+def weights_in_bf16(model: Path, out_dir: Path) -> None:
+    """Train three steps of full with weights in bf16; each process saves its weights."""
+    groups = [make_group(number) for number in range(1, 7)]
+    run = make_run(model, out_dir, groups, MAX_STEPS=3, HELD_OUT=0)
+    model = base_model(run).to(torch.bfloat16)  # a fork cannot cast while it loads
+    trainer = make_trainer(replace(run, dtype=torch.bfloat16), "full_ft", model, 1e-3)
+    trainer.train()
+    weights = {name: weight.detach() for name, weight in trainer.model.named_parameters()}
+    torch.save(weights, out_dir / f"{dist.get_rank()}.pt")
+
+
+def test_two_processes_keep_the_same_weights_in_bf16(tiny_model_folder, tmp_path):
+    """They draw the same beginnings of Kahan's sum; nothing compares their weights."""
+    debug_launcher(weights_in_bf16, (tiny_model_folder, tmp_path), num_processes=2)
+    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    before = load_model(tiny_model_folder, dtype=torch.bfloat16).state_dict()
+    for name, weight in one.items():
+        name = name.removeprefix("module.")
+        assert weight.dtype == torch.bfloat16
+        assert torch.equal(weight, other[name]) and not torch.equal(weight, before[name])
+
+
+def train_divided(model: Path, out_dir: Path, dtype, killed_at: int | None = None) -> None:
     """Train four steps of a divided model; process 2 kills itself after `killed_at` steps."""
 
     class Killed(training.StepReport):
@@ -168,19 +191,21 @@ def train_divided(model: Path, out_dir: Path, killed_at: int | None = None) -> N
     training.StepReport, training.SAVE_STEPS = Killed, 2
     groups = [make_group(number) for number in range(1, 13)]
     run = make_run(model, out_dir, groups, MAX_STEPS=4, HELD_OUT=0)
-    training.train(run, "full_ft", base_model(run), 1e-3)
+    base = base_model(run).to(dtype)
+    training.train(replace(run, dtype=dtype), "full_ft", base, 1e-3)
 
 
-def test_a_model_divided_among_three_goes_on_after_a_kill(tiny_model_folder, tmp_path):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_divided_among_three_goes_on_after_a_kill(tiny_model_folder, tmp_path, dtype):
     killed, unbroken = tmp_path / "killed", tmp_path / "unbroken"
     with pytest.raises(ProcessException, match="SIGKILL|peer"):
-        debug_launcher(train_divided, (tiny_model_folder, killed, 3), num_processes=3)
+        debug_launcher(train_divided, (tiny_model_folder, killed, dtype, 3), num_processes=3)
     assert not (killed / "tiny_full_ft").exists()
     (checkpoint,) = killed.glob("runs/tiny_full_ft-*-x3/checkpoint-2")
     assert (checkpoint / checkpoints.WHOLE).exists() and (checkpoint / "optimizer.bin").exists()
     # begun at step 0, the rerun would be killed
-    debug_launcher(train_divided, (tiny_model_folder, killed, 0), num_processes=3)
-    debug_launcher(train_divided, (tiny_model_folder, unbroken), num_processes=3)
+    debug_launcher(train_divided, (tiny_model_folder, killed, dtype, 0), num_processes=3)
+    debug_launcher(train_divided, (tiny_model_folder, unbroken, dtype), num_processes=3)
     one, other = (folder / "tiny_full_ft" for folder in (killed, unbroken))
     losses, other_losses = (bq.read_json(f / "training.json")["losses"] for f in (one, other))
     assert losses == other_losses and len(losses) == 4

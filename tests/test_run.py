@@ -72,6 +72,8 @@ def test_bf16_weights_learn_as_fp32_ones_and_go_on_after_a_kill(tiny_model_folde
     shutil.rmtree(Path(resumed.args.output_dir, "checkpoint-12"))  # as after a kill in step 11
     resumed.train(resume_from_checkpoint=last_checkpoint(resumed.args.output_dir))
     assert losses(resumed) == losses(trainer)
+    weights = zip(resumed.model.parameters(), trainer.model.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in weights)
 
 
 def test_bf16_weights_that_are_trained_get_kahans_sum_and_frozen_ones_do_not():

@@ -20,6 +20,7 @@ import json
 import random
 import re
 import shutil
+from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
@@ -50,6 +51,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 MODEL, PAGE = "smollm2-135m", ROOT / "experiments" / "README.md"
+SEEDS = (42, 43, 44)
 RESULTS = ROOT / "experiments" / "learning_curve.json"
 ANSWERS = ROOT / "experiments" / "learning_curve.jsonl.gz"
 MISSION = yaml.safe_load((ROOT / "experiments" / "original.yaml").read_text(encoding="utf-8"))
@@ -381,13 +383,17 @@ def save(runs: list[dict], questions: list[dict]) -> None:
     lines = [json.dumps(run, ensure_ascii=False) + "\n" for run in known.values()]
     with whole_file(ANSWERS) as file:
         file.write(gzip.compress("".join(lines).encode(), mtime=0))
-    plain = [{key: run[key] for key in run if key != "answers"} for run in known.values()]
+    plain = without_answers(known.values())
     results = {"model": MODEL, "runs": plain}
     results["differences"] = differences(list(known.values()), questions)
     bq.write_json(RESULTS, results)
     if any(run["part"] == "questions" for run in plain):
         draw(plain)
     bq.write_text(PAGE, readme(bq.read_json(RESULTS)))
+
+
+def without_answers(runs: Iterable[dict]) -> list[dict]:
+    return [{key: run[key] for key in run if key != "answers"} for run in runs]
 
 
 def read_runs() -> list[dict]:
@@ -419,7 +425,7 @@ def load_data() -> tuple[list[dict], list[dict]]:
 def main() -> None:
     options = read_options()
     rows, questions = load_data()
-    seeds = [42, 43, 44][: options.seeds]
+    seeds = SEEDS[: options.seeds]
     for part in options.parts:
         done = []
         variants = [v for v in options.variants if (v == "pruned") == (part == "layers")]

@@ -32,12 +32,14 @@ from experiments.learning_curve import (
     MODEL,
     PAGE,
     RUNS,
+    SEEDS,
     Setting,
     do_run,
     f1_by_question,
     load_data,
     spread,
     with_deviation,
+    without_answers,
 )
 from experiments.speed import describe_machine
 
@@ -45,10 +47,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 RESULTS, PLOT = ROOT / "experiments" / "precision.json", ROOT / "experiments" / "precision.png"
-SEEDS = (42, 43, 44)
 FROM_ZERO = "bf16 from zero"
 WAYS = {"bf16": 3, "fp32": 3, FROM_ZERO: 1}  # of training, and how many of the seeds each has
-FROM_TRAINING = ("losses", "seconds_per_step", "peak_memory_gb", "processor")
+FROM_TRAINING = ("losses", "seconds_per_step", "peak_memory_gb")
 
 
 def run_one(way: str, seed: int, rows: list[dict], questions: list[dict]) -> dict:
@@ -70,8 +71,11 @@ def run_all(rows: list[dict], questions: list[dict], seeds: tuple[int, ...]) -> 
     f1 = f1_by_question(runs, questions)
     sides = [f1.filter(regex=rf"-{way}-\d").mean(axis=1) for way in ("bf16", "fp32")]
     difference = paired_difference(*sides, f1.index.get_level_values("article_id"))
-    plain = [{key: run[key] for key in run if key != "answers"} for run in runs]
-    return {"machine": describe_machine(), "runs": plain, "difference": difference}
+    return {
+        "machine": describe_machine(),
+        "runs": without_answers(runs),
+        "difference": difference,
+    }
 
 
 def runs_of(results: dict, way: str) -> list[dict]:
@@ -112,8 +116,8 @@ def precision_section(results: dict) -> str:
         f"For the same seed, held-out losses in bf16 and fp32 differ by {max(gaps):.1%} at most."
     )
     plot = "![Losses of each run, per step](precision.png)"
-    place = "on {cpu}, family {family}, model {model}, stepping {stepping}"
-    place = f"{MODEL}, full, 50 steps, {place.format(**results['machine'])}."
+    processor = "{cpu}, family {family}, model {model}, stepping {stepping}"
+    place = f"{MODEL}, full, 50 steps, on {processor.format(**results['machine'])}."
     return "\n\n".join([place, markdown_table(table_rows(results)), sentence, plot])
 
 

@@ -56,7 +56,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from datetime import date
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from itertools import groupby
 from operator import truediv
 from pathlib import Path
@@ -359,17 +359,10 @@ def describe_machine() -> dict:
         "flags": [flag for flag in FLAGS if flag in flags],
         "cores": os.cpu_count(),
         "memory_gb": here["memory_gb"],
-        "versions": {name: here[name] for name in packages} | {"trl": trl_version()},
+        "versions": {name: here[name] for name in packages},
         "date": date.today().isoformat(),
         "commit": git("log", "-1", "--format=%h") + ("+" if git("status", "--porcelain") else ""),
     }
-
-
-def trl_version() -> str:
-    try:
-        return version("trl")
-    except PackageNotFoundError:  # `make bench` installs it
-        return "not installed"
 
 
 def git(*arguments: str) -> str:
@@ -398,6 +391,7 @@ def main() -> None:
     plan = Plan({SMOL: 1}, ("lora", "lora, r 8, q and v")) if options.quick else Plan(ROUNDS)
     path = HERE / ("speed_quick.json" if options.quick else "speed.json")
     results, here = bq.read_json(path) if path.exists() else {}, describe_machine()
+    here["versions"]["trl"] = version("trl")  # of the peers alone
     stamps, checks = results.get("stamps", {}), results.get("checks", {})
     # what has no stamp is of the format before this one
     results = {name: value for name, value in results.items() if name in stamps}

@@ -236,7 +236,7 @@ def plot(file: str, curves: dict[str, dict], **axes) -> None:
     lines.index = lines.index.astype(float)
     ax = lines.plot(style="o-", markersize=3, figsize=(7, 4), **axes)
     if axes.get("loglog"):
-        ax.set_xticks(lines.index, [f"{x:,.0f}" for x in lines.index], minor=False)
+        ax.set_xticks(lines.index, [f"{x:,.0f}" for x in lines.index])
         ax.set_xticks([], minor=True)
     ax.legend(fontsize=8)
     ax.figure.savefig(HERE / file, dpi=110, bbox_inches="tight")

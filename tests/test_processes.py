@@ -156,12 +156,17 @@ def test_several_processes_train_as_one_does(variant, count, engine, tiny_model_
         assert (moved[name] - other_moved[name]).norm() < 1e-3 * moved[name].norm(), name
 
 
+def in_dtype(run: Run, dtype: torch.dtype) -> tuple:
+    """(the run, its base) with weights of that dtype; a fork cannot cast while it loads."""
+    return replace(run, dtype=dtype), base_model(run).to(dtype)
+
+
 def weights_in_bf16(model: Path, out_dir: Path) -> None:
     """Train three steps of full with weights in bf16; each process saves its weights."""
     groups = [make_group(number) for number in range(1, 7)]
-    run = make_run(model, out_dir, groups, MAX_STEPS=3, HELD_OUT=0)
-    model = base_model(run).to(torch.bfloat16)  # a fork cannot cast while it loads
-    trainer = make_trainer(replace(run, dtype=torch.bfloat16), "full_ft", model, 1e-3)
+    plain = make_run(model, out_dir, groups, MAX_STEPS=3, HELD_OUT=0)
+    run, base = in_dtype(plain, torch.bfloat16)
+    trainer = make_trainer(run, "full_ft", base, 1e-3)
     trainer.train()
     weights = {name: weight.detach() for name, weight in trainer.model.named_parameters()}
     torch.save(weights, out_dir / f"{dist.get_rank()}.pt")
@@ -190,9 +195,8 @@ def train_divided(model: Path, out_dir: Path, dtype, killed_at: int | None = Non
     divide_models()
     training.StepReport, training.SAVE_STEPS = Killed, 2
     groups = [make_group(number) for number in range(1, 13)]
-    run = make_run(model, out_dir, groups, MAX_STEPS=4, HELD_OUT=0)
-    base = base_model(run).to(dtype)
-    training.train(replace(run, dtype=dtype), "full_ft", base, 1e-3)
+    run, base = in_dtype(make_run(model, out_dir, groups, MAX_STEPS=4, HELD_OUT=0), dtype)
+    training.train(run, "full_ft", base, 1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

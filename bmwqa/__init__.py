@@ -3,7 +3,7 @@
 corpus <- pairs <- bmwqa_utils <- dataset; bmwqa_utils <- one_pass <- answers <- export <- models
 models, preflight, machine, settings <- run; answers, int8, pruning, settings <- preflight
 pairs <- scores <- results, retrieval; retrieval <- ask; report <- export
-linear <- models; settings <- bmwqa_utils; corpus <- pressclub <- chrome
+linear <- activations <- models; settings <- bmwqa_utils; corpus <- pressclub <- chrome
 """
 
 import os

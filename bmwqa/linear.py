@@ -31,7 +31,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, rows, weight, bias):
-        ctx.save_for_backward(rows, weight)
+        ctx.save_for_backward(rows if ctx.needs_input_grad[1] else None, weight)
         output = multiply(rows, weight.t())
         return output if bias is None else output.add_(bias)
 

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
+from bmwqa.activations import keep_less
 from bmwqa.corpus import ROOT, read_json, write_json
 from bmwqa.export import export_folder
 from bmwqa.linear import use_all_threads
@@ -192,7 +193,8 @@ def load_model(
     if attention is not None and not is_adapter:
         model.set_attn_implementation(attention)
     device = torch.accelerator.current_accelerator(check_available=True)
-    return use_all_threads(model).eval() if device is None else model.to(device).eval()
+    model = keep_less(use_all_threads(model) if device is None else model).eval()
+    return model if device is None else model.to(device)
 
 
 def _load_base(folder: Path, dtype: torch.dtype, attention: str | None):

@@ -28,8 +28,9 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
+from bmwqa.activations import keep_less
 from bmwqa.answers import Stamps, answer_rows, end_tokens, stream_answer
-from bmwqa.linear import HalvedLinear, multiply, use_all_threads
+from bmwqa.linear import multiply, use_all_threads
 from bmwqa.machine import PeakMemory, choose_precision
 from bmwqa.models import load_model, load_tokenizer
 from bmwqa.one_pass import (
@@ -45,6 +46,7 @@ from bmwqa.run import StepReport, checkpoint_above
 from experiments.speed_page import SHOWN
 
 QWEN, SMOL = "Qwen2.5-0.5B's shape", SHOWN
+FOLDER = bq.ROOT / "models" / SMOL
 METHODS = {  # the adapter of each
     "full": {},
     "lora": {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"},
@@ -110,23 +112,20 @@ ARGUMENTS = dict(  # of every Trainer
 # In a fresh process: one model, one way, some articles
 
 
-def load(model_name: str, dtype: torch.dtype):
-    """QWEN or SMOL, as `load_model` gives it; Qwen's shape has random weights."""
+def load(model_name: str, dtype: torch.dtype, ours: bool = True):
+    """QWEN, with random weights, or SMOL; with our layers, or with those of transformers."""
     torch.manual_seed(0)
     if model_name == QWEN:
-        return use_all_threads(AutoModelForCausalLM.from_config(QWEN_CONFIG, dtype=dtype))
-    return load_model(model_name, dtype=dtype)
+        model = AutoModelForCausalLM.from_config(QWEN_CONFIG, dtype=dtype)
+        return keep_less(use_all_threads(model)) if ours else model
+    model = load_model(model_name, dtype=dtype)  # its folder is there from now on
+    return model if ours else AutoModelForCausalLM.from_pretrained(FOLDER, dtype=dtype)
 
 
 def load_for_training(model_name: str, method: str, name: str):
     """The model with its adapter, attention and checkpointing, for a way of WAYS."""
-    way = WAYS[name]
-    fp32_weights = method == "full" and not name.startswith("ours")
-    model = load(model_name, torch.float32 if fp32_weights else way.dtype)
-    if not name.startswith("ours"):
-        for layer in model.modules():
-            if isinstance(layer, HalvedLinear):
-                layer.__class__ = torch.nn.Linear
+    way, ours = WAYS[name], name.startswith("ours")
+    model = load(model_name, way.dtype if ours or method != "full" else torch.float32, ours)
     set_seed(0)
     if adapter := METHODS[method]:
         model = get_peft_model(model, LoraConfig(**adapter, task_type="CAUSAL_LM"))
@@ -329,7 +328,7 @@ def count_flops(model_name: str, method: str, group: dict) -> float:
     attention: 4 × hidden × pairs of tokens that see each other, times 3.
     """
     qwen = model_name == QWEN
-    config = QWEN_CONFIG if qwen else AutoConfig.from_pretrained(bq.ROOT / "models" / model_name)
+    config = QWEN_CONFIG if qwen else AutoConfig.from_pretrained(FOLDER)
     hidden, layers = config.hidden_size, config.num_hidden_layers
     key_share = config.num_key_value_heads / config.num_attention_heads
     weights = hidden * hidden * (2 + 2 * key_share) + 3 * hidden * config.intermediate_size

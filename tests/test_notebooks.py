@@ -230,12 +230,12 @@ def test_early_stopping_ends_a_run_that_gets_worse_and_keeps_its_best_model(tmp_
     notebook = nbformat.read(bq.ROOT / "training.ipynb", as_version=4)
     notebook.cells = notebook.cells[: tagged(notebook, "evaluation")]
     nbformat.write(notebook, tmp_path / "training.ipynb")
-    changes = dict(MAX_STEPS=12, EVAL_STEPS=1, EARLY_STOPPING=2, LEARNING_RATE_FULL=0.3)
+    changes = dict(MAX_STEPS=30, EVAL_STEPS=1, EARLY_STOPPING=2, LEARNING_RATE_FULL=1.0)
     changes |= dict(OUT_DIR=str(tmp_path))
     run(str(tmp_path / "training.ipynb"), tmp_path / "out", **parameters | changes)
     training = json.loads((tmp_path / "tiny_full_ft" / "training.json").read_text())
     held_out = [entry["loss"] for entry in training["eval_losses"]]
-    assert len(training["losses"]) == len(training["articles"]) == len(held_out) < 12
+    assert len(training["losses"]) == len(training["articles"]) == len(held_out) < 30
     assert min(held_out[-2:]) > min(held_out) == held_out[-3]
     tokenizer = load_tokenizer(parameters["MODEL"])
     rows = bq.load_rows(f"{parameters['PROCESSED_DIR']}/train.jsonl", ["title", "date", "about"])

@@ -1,17 +1,17 @@
 """Does full fine-tuning learn the same with its weights in bf16 as in fp32? Three seeds of each.
 
-fp32 has torch's AdamW, with beta2 0.999 where bf16 has 0.99. "bf16 from zero" is one run more, with
-Kahan's sum as optimi has it, see `DitheredAdamW`.
+fp32 has torch's AdamW, with beta2 0.999 where bf16 has 0.99. "bf16 from zero" is with Kahan's sum
+as optimi has it, see `DitheredAdamW`.
 
-    python -m experiments.precision              an hour and a half on two cores with bf16
+    python -m experiments.precision              two hours on two cores with bf16
     python -m experiments.precision --seeds 1    one seed of each
 
 Each run is that of training.ipynb, with PRECISION and SEED changed. What is finished is not run
 again. Writes experiments/precision.json and .png, and a section of experiments/README.md.
 
 Keys of precision.json: machine; runs: of each, seed, way (of WAYS), losses (per step),
-held_out_loss (after the last step), seconds_per_step (median), peak_memory_gb, scores; difference:
-in F1, bf16 less fp32, see `paired_difference`.
+held_out_loss (after the last step), scores; difference [way]: in F1, less fp32, see
+`paired_difference`.
 """
 
 import argparse
@@ -48,33 +48,36 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 RESULTS, PLOT = ROOT / "experiments" / "precision.json", ROOT / "experiments" / "precision.png"
 FROM_ZERO = "bf16 from zero"
-WAYS = {"bf16": 3, "fp32": 3, FROM_ZERO: 1}  # of training, and how many of the seeds each has
-FROM_TRAINING = ("losses", "seconds_per_step", "peak_memory_gb")
+WAYS = ("bf16", "fp32", FROM_ZERO)  # of training
 
 
 def run_one(way: str, seed: int, rows: list[dict], questions: list[dict]) -> dict:
-    """A run of full: what `do_run` says of it, with the way, losses, time and memory."""
-    name = f"precision-{way.replace(' ', '-')}-{seed}"
+    """A run of full: what `do_run` says of it, with the way and the losses."""
+    name = f"precision-{in_name(way)}-{seed}"
     setting = Setting(parameters={"PRECISION": way.split()[0]})
     from_zero = patch.object(DitheredAdamW, "_init_state", optimi.AdamW._init_state)
     with from_zero if way == FROM_ZERO else nullcontext():
         run = do_run(name, "full", setting, seed, rows, questions) | {"way": way}
     training = bq.read_json(RUNS / "experiments" / name / "training.json")
-    run |= {key: training[key] for key in FROM_TRAINING}
+    run |= {"losses": training["losses"]}
     return run | {"held_out_loss": training["eval_losses"][-1]["loss"]}
+
+
+def in_name(way: str) -> str:
+    return way.replace(" ", "-")
 
 
 def run_all(rows: list[dict], questions: list[dict], seeds: tuple[int, ...]) -> dict:
     """The content of precision.json."""
-    todo = [(way, seed) for seed in seeds for way in WAYS if seed in SEEDS[: WAYS[way]]]
-    runs = [run_one(way, seed, rows, questions) for way, seed in todo]
+    runs = [run_one(way, seed, rows, questions) for seed in seeds for way in WAYS]
     f1 = f1_by_question(runs, questions)
-    sides = [f1.filter(regex=rf"-{way}-\d").mean(axis=1) for way in ("bf16", "fp32")]
-    difference = paired_difference(*sides, f1.index.get_level_values("article_id"))
+    means = {way: f1.filter(regex=rf"-{in_name(way)}-\d").mean(axis=1) for way in WAYS}
+    articles = f1.index.get_level_values("article_id")
+    others = [way for way in WAYS if way != "fp32"]
     return {
         "machine": describe_machine(),
         "runs": without_answers(runs),
-        "difference": difference,
+        "difference": {w: paired_difference(means[w], means["fp32"], articles) for w in others},
     }
 
 
@@ -83,36 +86,33 @@ def runs_of(results: dict, way: str) -> list[dict]:
 
 
 def table_rows(results: dict) -> list[dict[str, str]]:
-    """A row per way: means over seeds ± their standard deviation.
-
-    Then a row per run of the seed that all ways have.
-    """
-    groups = {way: runs_of(results, way) for way, seeds in WAYS.items() if seeds > 1}
-    for run in results["runs"]:
-        if run["seed"] == SEEDS[0]:
-            groups[f"{run['way']}, seed {SEEDS[0]}"] = [run]
+    """A row per way: means over seeds ± their standard deviation."""
     rows = []
-    for name, runs in groups.items():
-        row = {"weights": name, "seeds": f"{len(runs)}"}
+    for way in WAYS:
+        runs = runs_of(results, way)
+        row = {"weights": way, "seeds": f"{len(runs)}"}
         early = [mean(run["losses"][2:8]) for run in runs]
         last = [mean(run["losses"][-10:]) for run in runs]
         row |= {"loss, steps 3 to 8": with_deviation(early, 3)}
         row |= {"loss, last ten steps": with_deviation(last, 3)}
         row |= {"held-out loss": with_deviation([run["held_out_loss"] for run in runs], 3)}
         row |= {"exact match / token F1": spread(runs, "exact_match", "f1")}
-        rows.append(row | {"peak GB": f"{max(run['peak_memory_gb'] for run in runs):.1f}"})
+        rows.append(row)
     return rows
 
 
 def precision_section(results: dict) -> str:
     """The section in markdown, from precision.json and nothing else."""
-    difference = results["difference"]
+    differences = [
+        f"{way} {with_interval(difference, 'difference', '+.2f')}, p = {difference['p']:.2g}"
+        for way, difference in results["difference"].items()
+    ]
+    questions = results["difference"]["bf16"]
     of_seeds = zip(runs_of(results, "bf16"), runs_of(results, "fp32"), strict=True)
     gaps = [abs(one["held_out_loss"] / two["held_out_loss"] - 1) for one, two in of_seeds]
     sentence = (
-        "F1 of bf16 less that of fp32, a question's being its mean over seeds: "
-        f"{with_interval(difference, 'difference', '+.2f')}, p = {difference['p']:.2g}, "
-        f"n = {difference['n']} on {difference['clusters']} articles. "
+        f"F1 less that of fp32, a question's being its mean over seeds: {'; '.join(differences)}. "
+        f"n = {questions['n']} on {questions['clusters']} articles. "
         f"For the same seed, held-out losses in bf16 and fp32 differ by {max(gaps):.1%} at most."
     )
     plot = "![Losses of each run, per step](precision.png)"

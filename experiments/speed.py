@@ -24,8 +24,9 @@ Keys of speed.json, written after every section:
   speed      [model][method][way]: seconds (per QA pair, of each round), seconds_a_qa (their
              median), spread (min, max), rounds, ratio (to ours: median, lowest, highest),
              peak_gb; cpu: the least share of the cores; others: the largest share that other
-             work took. Of ours also share: its floating point operations per second
-             (`ways.count_flops`), the most of all rounds, over the bf16 rate.
+             work took; rates: of matrix products, just before each round. Of ours also share:
+             its floating point operations per second (`ways.count_flops`) over that rate, the
+             median over rounds.
              After the first round, only ours and the fastest peer go on.
   many       [model][method]: the same with 14 questions per article; TRL with three rows a batch
   fp32       [model][method]: the same, all in fp32
@@ -58,7 +59,7 @@ from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
 from itertools import groupby
-from operator import truediv
+from operator import mul, truediv
 from pathlib import Path
 from statistics import median
 
@@ -83,7 +84,7 @@ from experiments.ways import (
     evaluate,
     first_rows,
     longest_operators,
-    matrix_rates,
+    rates,
     rows_of_step,
     train,
 )
@@ -194,6 +195,7 @@ def summarise(runs: list[dict], ours: list[dict]) -> dict:
         "spread": [min(seconds), max(seconds)],
         "rounds": len(runs),
         "ratio": [median(ratios), min(ratios), max(ratios)],
+        "rates": [run["rate"] for run in runs],
         "cpu": min(run["cpu"] for run in runs),
         "others": max(run["others"] for run in runs),
         "peak_gb": max(run["peak_gb"] for run in runs),
@@ -225,7 +227,7 @@ def measure_tokens(plan: Plan, results: dict) -> dict[str, int]:
 
 def measure_speed(plan: Plan, results: dict) -> dict:
     """All peers; with the adapter of the mission, only the one that is fastest with ours."""
-    groups, rate, figures = article_groups(), results["rates"]["bf16"], {}
+    groups, figures = article_groups(), {}
     for model, rounds in plan.models.items():
         figures[model] = {}
         for method in plan.methods:
@@ -233,8 +235,8 @@ def measure_speed(plan: Plan, results: dict) -> dict:
             peers = PEERS if known else [fastest(figures[model]["lora"])]
             ways = compare(model, method, ["ours", *peers], groups, rounds)
             work = [count_flops(model, method, g) / len(g["branches"]) for g in groups[:rounds]]
-            rates = map(truediv, work, ways["ours"]["seconds"])
-            ways["ours"]["share"] = max(rates) / 1e9 / rate  # the rate is the largest, too
+            possible = map(mul, ways["ours"]["seconds"], ways["ours"]["rates"])
+            ways["ours"]["share"] = median(map(truediv, work, possible)) / 1e9
             figures[model][method] = ways
     return figures
 
@@ -326,7 +328,7 @@ def measure_length(plan: Plan, results: dict) -> dict:
 
 
 SECTIONS = {
-    "rates": lambda plan, results: alone(matrix_rates),
+    "rates": lambda plan, results: alone(rates),
     "tokens": measure_tokens,
     "speed": measure_speed,
     "many": measure_many,

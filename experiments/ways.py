@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import product
 from statistics import median
 
 import psutil
@@ -208,8 +207,10 @@ def train(
 ) -> dict:
     """What training on `groups` took: seconds, shares of the cores, memory, losses.
 
-    "seconds": per QA pair, of every step but the first.
+    "seconds": per QA pair, of every step but the first. "rate": of matrix products in the
+    same dtype, GFLOP/s, just before.
     """
+    rate = max(matrix_rates(WAYS[way].dtype))
     model = load_for_training(model_name, method, way)
     trainer = make_trainer(model, way, groups, learning_rate)
     trainer.remove_callback(PrinterCallback)
@@ -224,6 +225,7 @@ def train(
     pairs = [rows_of_step(way, group) for group in groups]
     return {
         "seconds": [e["seconds"] / n for e, n in zip(log[1:], pairs[1:], strict=True)],
+        "rate": rate,
         "cpu": cpu / wall / torch.get_num_threads(),
         "others": max(busy_seconds() - busy - cpu, 0) / wall / os.cpu_count(),
         "peak_gb": peak.gb,
@@ -304,20 +306,24 @@ def generate_apart(model, tokenizer, rows: list[dict]) -> list[str]:
     return answers
 
 
-def matrix_rates() -> dict[str, float]:
-    """GFLOP/s in fp32 and bf16 of both models' layers with 1,100 tokens: `rates` in speed.py."""
+def matrix_rates(dtype: torch.dtype) -> list[float]:
+    """GFLOP/s of the fastest product of both models' layers with 1,100 tokens, in 40 rounds."""
     tokens, shapes = 1100, ((896, 896), (896, 4864), (4864, 896), (576, 1536), (1536, 576))
-    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
-    rounds = {name: [0.0] * 40 for name in dtypes}
-    for (name, dtype), (inputs, outputs) in product(dtypes.items(), shapes):
+    rounds = [0.0] * 40
+    for inputs, outputs in shapes:
         x, weights = (torch.randn(n, inputs).to(dtype) for n in (tokens, outputs))
-        for number in range(40):
+        for number, fastest in enumerate(rounds):
             start = time.perf_counter()
             multiply(x, weights.t())
             rate = 2 * tokens * inputs * outputs / (time.perf_counter() - start) / 1e9
-            rounds[name][number] = max(rounds[name][number], rate)
-    rates = {name: max(values) for name, values in rounds.items()}
-    return rates | {"bf16_median": median(rounds["bf16"])}
+            rounds[number] = max(fastest, rate)
+    return rounds
+
+
+def rates() -> dict[str, float]:
+    """`rates` in speed.py."""
+    fp32, bf16 = matrix_rates(torch.float32), matrix_rates(torch.bfloat16)
+    return {"fp32": max(fp32), "bf16": max(bf16), "bf16_median": median(bf16)}
 
 
 def count_flops(model_name: str, method: str, group: dict) -> float:

@@ -28,7 +28,8 @@ def gives_the_same(lean: type, layer: torch.nn.Module) -> bool:
     """Whether a layer's outputs stay as they are, bit by bit, if `lean` computes them."""
     weight = layer.weight if lean is LeanRMSNorm else layer.gate_proj.weight
     # not random: no seed changes by that
-    inputs = torch.linspace(-3, 3, 2 * weight.shape[-1]).view(2, -1).to(weight.dtype)
+    inputs = torch.linspace(-3, 3, 2 * weight.shape[-1], device=weight.device)
+    inputs = inputs.view(2, -1).to(weight.dtype)
     return torch.equal(layer(inputs), lean.forward(layer, inputs))
 
 

@@ -193,7 +193,7 @@ def load_model(
     if attention is not None and not is_adapter:
         model.set_attn_implementation(attention)
     device = torch.accelerator.current_accelerator(check_available=True)
-    model = keep_less(use_all_threads(model) if device is None else model).eval()
+    model = keep_less(use_all_threads(model)).eval()
     return model if device is None else model.to(device)
 
 

@@ -30,7 +30,7 @@ from transformers.trainer_callback import PrinterCallback
 from bmwqa.activations import keep_less
 from bmwqa.answers import Stamps, answer_rows, end_tokens, stream_answer
 from bmwqa.linear import multiply, use_all_threads
-from bmwqa.machine import PeakMemory, choose_precision
+from bmwqa.machine import PeakMemory, choose_precision, hardware_arguments
 from bmwqa.models import load_model, load_tokenizer
 from bmwqa.one_pass import (
     ATTENTION,
@@ -46,13 +46,14 @@ from experiments.speed_page import SHOWN
 
 QWEN, SMOL = "Qwen2.5-0.5B's shape", SHOWN
 FOLDER = bq.ROOT / "models" / SMOL
+DEVICE = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 METHODS = {  # the adapter of each
     "full": {},
     "lora": {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"},
     "lora, r 8, q and v": {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]},
 }
 ROWS_UP_TO = 2000  # tokens: of longer articles, a peer takes one row, or memory would not do
-BATCH = "trl bf16, 3 rows"
+BATCH, LARGE_BATCH = "trl bf16, 3 rows", "trl bf16, 14 rows"
 NEW_TOKENS = 32  # per answer in the evaluation
 QWEN_CONFIG = Qwen2Config(
     vocab_size=151936,
@@ -91,6 +92,7 @@ WAYS = {
     "hf bf16": Way("bf16"),
     "trl bf16": Way("bf16"),
     BATCH: Way("bf16", rows=3),
+    LARGE_BATCH: Way("bf16", rows=14),  # of a GPU alone
     "trl bf16, logits at once": Way("bf16", at_once=True),
     "trl fp32": Way("fp32"),
     "trl fp32, 3 rows": Way("fp32", rows=3),
@@ -101,10 +103,10 @@ ARGUMENTS = dict(  # of every Trainer
     gradient_checkpointing=False,
     logging_steps=1,
     save_strategy="no",
-    use_cpu=True,
     dataloader_pin_memory=False,
     report_to="none",
     disable_tqdm=True,
+    **hardware_arguments(),
 )
 
 # --------------------------------------------------------------------------------------------------
@@ -115,7 +117,8 @@ def load(model_name: str, dtype: torch.dtype, ours: bool = True):
     """QWEN, with random weights, or SMOL; with our layers, or with those of transformers."""
     torch.manual_seed(0)
     if model_name == QWEN:
-        model = AutoModelForCausalLM.from_config(QWEN_CONFIG, dtype=dtype)
+        with DEVICE:
+            model = AutoModelForCausalLM.from_config(QWEN_CONFIG, dtype=dtype)
         return keep_less(use_all_threads(model)) if ours else model
     model = load_model(model_name, dtype=dtype)  # its folder is there from now on
     return model if ours else AutoModelForCausalLM.from_pretrained(FOLDER, dtype=dtype)
@@ -311,10 +314,12 @@ def matrix_rates(dtype: torch.dtype) -> list[float]:
     tokens, shapes = 1100, ((896, 896), (896, 4864), (4864, 896), (576, 1536), (1536, 576))
     rounds = [0.0] * 40
     for inputs, outputs in shapes:
-        x, weights = (torch.randn(n, inputs).to(dtype) for n in (tokens, outputs))
+        x, weights = (torch.randn(n, inputs).to(DEVICE, dtype) for n in (tokens, outputs))
         for number, fastest in enumerate(rounds):
             start = time.perf_counter()
             multiply(x, weights.t())
+            if DEVICE.type != "cpu":
+                torch.accelerator.synchronize()
             rate = 2 * tokens * inputs * outputs / (time.perf_counter() - start) / 1e9
             rounds[number] = max(fastest, rate)
     return rounds

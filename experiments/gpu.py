@@ -1,0 +1,163 @@
+"""One pass per article on a GPU, against Trainer and TRL on the same rows: seconds and exactness.
+
+    python -m experiments.gpu     minutes on a GPU; writes speed_gpu.json and its part of README.md
+    python -m experiments.gpu     without a GPU: the part of README.md alone, from speed_gpu.json
+
+The model has Qwen2.5-0.5B's shape and random weights. The ways of experiments/ways.py take turns in
+one process, ROUNDS times; a round is STEPS steps behind WARM_UP others, and counts as its median.
+
+Keys of speed_gpu.json:
+  stamp  device, versions, date, commit
+  rate   of matrix products in bf16, TFLOP/s: the largest, over shapes and rounds
+  speed  [questions per article][method][way]: as in experiments/speed.py; of ours also share
+  exact  [dtype]: loss, gradient: how far one pass is from separate rows, relative; in bf16, how far
+         each of them is from separate rows in fp32: one_pass, separate_rows
+"""
+
+import bmwqa_utils as bq  # isort: skip  (first: large pages, see bmwqa/__init__.py)
+import gc
+from importlib.metadata import version
+from itertools import cycle, islice
+from statistics import median
+
+import torch
+
+from bmwqa.machine import machine
+from bmwqa.one_pass import ATTENTION, answer_loss, separate_rows, share_prefix
+from bmwqa.report import markdown_table, page_with
+from experiments.speed import MAIN, article_groups, describe_machine, say, summarise
+from experiments.speed_page import HERE, PAGE, fastest, ratio
+from experiments.ways import (
+    BATCH,
+    DEVICE,
+    LARGE_BATCH,
+    QWEN,
+    count_flops,
+    load,
+    matrix_rates,
+    train,
+)
+
+ROUNDS, WARM_UP, STEPS = 3, 4, 10
+PEERS = {  # by questions per article
+    3: ["hf bf16", "trl bf16", "trl bf16, logits at once", BATCH],
+    14: [BATCH, LARGE_BATCH],
+}
+
+
+def measure_speed(questions: int, method: str) -> dict:
+    """{way: figures}, the first way ours."""
+    groups = list(islice(cycle(article_groups(questions)), WARM_UP + STEPS))
+    runs = {way: [] for way in ("ours", *PEERS[questions])}
+    for number in range(1, ROUNDS + 1):
+        for way, done in runs.items():
+            gc.collect()  # the last Trainer is a circle of references
+            torch.cuda.empty_cache()
+            run = train(QWEN, method, way, groups)
+            middle = median(run["seconds"][WARM_UP - 1 :])
+            say(f"{questions} questions, {method}, {way}, round {number}: {middle:.4f} s per pair")
+            done.append(run | {"seconds": [middle]})
+    ways = {way: summarise(done, runs["ours"]) for way, done in runs.items()}
+    counted = groups[WARM_UP:]
+    work = median(count_flops(QWEN, method, g) / len(g["branches"]) for g in counted)
+    ways["ours"]["share"] = work / ways["ours"]["seconds_a_qa"] / max(ways["ours"]["rates"]) / 1e9
+    return ways
+
+
+def loss_and_gradient(model, batch: dict, attention: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss, and the gradients of all weights in one row, both in fp32."""
+    model.zero_grad()
+    model.set_attn_implementation(attention)
+    batch = {k: v.to(DEVICE) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+    labels = batch.pop("labels")
+    loss = answer_loss(model(**batch), labels)
+    loss.backward()
+    return loss.detach(), torch.cat([w.grad.flatten().float() for w in model.parameters()])
+
+
+def measure_exactness(group: dict) -> dict:
+    """`exact` of the keys at the top."""
+    figures, rows, one_row = {"bf16": {}}, separate_rows(group), share_prefix(group)
+
+    def distance(one, other):
+        return ((one - other).norm() / other.norm()).item()
+
+    model = load(QWEN, torch.float32)
+    exact_loss, exact = loss_and_gradient(model, rows, "sdpa")
+    loss, gradient = loss_and_gradient(model, one_row, ATTENTION)
+    figures["fp32"] = {"loss": distance(loss, exact_loss), "gradient": distance(gradient, exact)}
+    model = model.to(torch.bfloat16)
+    for name, *way in (("one_pass", one_row, ATTENTION), ("separate_rows", rows, "sdpa")):
+        loss, gradient = loss_and_gradient(model, *way)
+        distances = {"loss": distance(loss, exact_loss), "gradient": distance(gradient, exact)}
+        figures["bf16"][name] = distances
+    return figures
+
+
+def milliseconds(entry: dict) -> str:
+    low, high = (1000 * value for value in entry["spread"])
+    return f"{1000 * entry['seconds_a_qa']:.0f} [{low:.0f}, {high:.0f}]"
+
+
+def table(results: dict) -> str:
+    rows = []
+    for questions, methods in results["speed"].items():
+        for method, ways in methods.items():
+            ours, peer = ways["ours"], ways[fastest(ways)]
+            row = {"questions": questions, "method": method, "ms per QA pair": milliseconds(ours)}
+            row |= {"fastest peer": fastest(ways), "its ms": milliseconds(peer)}
+            row |= {"ratio": ratio(peer), "GB": f"{ours['peak_gb']:.1f} / {peer['peak_gb']:.1f}"}
+            rows.append(row)
+    return markdown_table(rows)
+
+
+def other_peers(results: dict) -> str:
+    lines = ["All peers, in times of ours:"]
+    for questions, methods in results["speed"].items():
+        for method, (_, *peers) in ((m, [*w.items()]) for m, w in methods.items()):
+            ratios = [f"{way} {ratio(entry)}" for way, entry in peers]
+            lines.append(f"- {questions} questions, {method}: {'; '.join(ratios)}")
+    return "\n".join(lines)
+
+
+def gpu_section(results: dict) -> str:
+    """The page's part on a GPU."""
+    stamp, versions = results["stamp"], results["stamp"]["versions"]
+    fp32, bf16 = results["exact"]["fp32"], results["exact"]["bf16"]
+    shares = [ways["ours"]["share"] for m in results["speed"].values() for ways in m.values()]
+    introduction = (
+        f"{stamp['device']}, {stamp['cores']} cores; torch {versions['torch']}, TRL "
+        f"{versions['trl']}; commit {stamp['commit']}, {stamp['date']}. Qwen2.5-0.5B's shape, "
+        f"articles of 1,000 to 1,300 tokens; the median of {ROUNDS} rounds of {STEPS} steps, the "
+        "lowest and the highest. GB: ours / the peer's."
+    )
+    rates = (
+        f"A product of matrices reaches {results['rate']:.0f} TFLOP/s, our steps "
+        f"{min(shares):.0%} to {max(shares):.0%} of that."
+    )
+    exactness = (
+        f"Exactness: in fp32, one pass and separate rows differ by {fp32['loss']:.0e} in the loss "
+        f"and by {fp32['gradient']:.0e} in the gradient of all weights, relative. In bf16, the "
+        f"gradient of one pass is {bf16['one_pass']['gradient']:.1%} away from that in fp32, and "
+        f"that of separate rows {bf16['separate_rows']['gradient']:.1%}."
+    )
+    return "\n\n".join([introduction, table(results), other_peers(results), rates, exactness])
+
+
+def main() -> None:
+    path = HERE / "speed_gpu.json"
+    if DEVICE.type != "cpu":
+        stamp = describe_machine() | {"device": machine()["device"]}
+        stamp["versions"]["trl"] = version("trl")
+        results = {"stamp": stamp, "exact": measure_exactness(article_groups(3)[0]), "speed": {}}
+        results["rate"] = max(matrix_rates(torch.bfloat16)) / 1e3
+        for count in PEERS:
+            results["speed"][str(count)] = {}
+            for method in MAIN:
+                results["speed"][str(count)][method] = measure_speed(count, method)
+                bq.write_json(path, results)
+    bq.write_text(PAGE, page_with(PAGE, "gpu", gpu_section(bq.read_json(path))))
+
+
+if __name__ == "__main__":
+    main()

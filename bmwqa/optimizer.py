@@ -14,7 +14,7 @@ def optimizer_for(model, rate: float) -> tuple[type, dict] | None:
     if torch.bfloat16 not in weights:
         return None
     options = {"betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0}
-    return DitheredAdamW, options | {"lr": rate, "kahan_sum": True}
+    return DitheredAdamW, options | {"lr": rate, "kahan_sum": True, "triton": False}
 
 
 class DitheredAdamW(optimi.AdamW):
@@ -33,8 +33,6 @@ class DitheredAdamW(optimi.AdamW):
 
     def _init_state(self, group: dict, state: dict, param: torch.Tensor) -> None:
         is_new = "kahan_comp" not in state  # not after a checkpoint
-        if param.device.type == "cpu":
-            group["triton"] = False  # also where the checkpoint comes from a GPU
         super()._init_state(group, state, param)
         # before it loads a divided state, torch does a step without gradients: it moves no weight
         if is_new and state["kahan_comp"] is not None and local_part(param.grad).any():

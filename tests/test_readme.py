@@ -9,7 +9,7 @@ import pytest
 
 import bmwqa_utils as bq
 from bmwqa.report import verdict
-from experiments import balance, int8, learning_curve, precision, tables
+from experiments import balance, gpu, int8, learning_curve, precision, tables
 from experiments.speed_page import write_readme
 
 README, PAGE = (path.read_text(encoding="utf-8") for path in (tables.FRONT, tables.PAGE))
@@ -48,6 +48,10 @@ def test_tables_are_narrow_enough_to_be_read():
 
 def test_the_table_of_speed_is_the_one_of_the_benchmark():
     assert write_readme(bq.read_json(bq.ROOT / "experiments/speed.json")) == PAGE
+
+
+def test_the_table_of_the_gpu_is_the_one_that_was_measured():
+    assert gpu.page(bq.read_json(bq.ROOT / "experiments/speed_gpu.json")) == PAGE
 
 
 def test_sections_of_several_processors_or_commits_are_not_mixed():

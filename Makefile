@@ -48,7 +48,7 @@ lint: setup  ## ruff, over the notebooks too
 site: setup  ## a local PressClub with fictional articles, to try extraction without internet
 	$(BIN)/python tests/pressclub_site.py --port 8765
 
-bench: setup  ## speed: Hugging Face Trainer, TRL and ours on the same rows, into experiments/ (an hour and a half)
+bench: setup  ## speed: Hugging Face Trainer, TRL and ours on the same rows, into experiments/ (two hours)
 	$(BIN)/pip install --quiet -r experiments/requirements.txt
 	$(BIN)/python -m experiments.speed $(ARGS)
 

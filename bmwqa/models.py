@@ -171,9 +171,9 @@ def load_model(
     """The model of that name, in evaluation mode, on the GPU where there is one.
 
     name: "smollm2-135m", a hub id with its `revision`, or a folder. An adapter's base is loaded
-    afresh, because PEFT changes a base in place. dtype: of the weights.
+    afresh, because PEFT changes a base in place. dtype: of the weights; an adapter's stay fp32.
     merge: an adapter is merged into its base, in fp32, which makes a plain model.
-    attention: None, or a model that knows no other: the one that it brings along.
+    attention: its name; None, for a model that knows no other: the one that it brings along.
     ValueError: the folder is missing or broken.
     """
     if isinstance(name, Path) and not name.is_dir():
@@ -193,8 +193,8 @@ def load_model(
     if attention is not None and not is_adapter:
         model.set_attn_implementation(attention)
     device = torch.accelerator.current_accelerator(check_available=True)
-    model = keep_less(use_all_threads(model)).eval()
-    return model if device is None else model.to(device)
+    model = model if device is None else model.to(device)
+    return keep_less(use_all_threads(model)).eval()
 
 
 def _load_base(folder: Path, dtype: torch.dtype, attention: str | None):

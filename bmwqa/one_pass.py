@@ -128,8 +128,8 @@ def shared_prefix_attention(
 ):
     """The attention of a row of `share_prefix`, block by block.
 
-    With `articles`, it is that of a step of `answer_questions`; without both, it is torch's, as
-    always on a GPU: blocks are a hundred small products there, and one call takes less time.
+    With `articles`, it is that of a step of `answer_questions`. Without both, or on a GPU, torch
+    computes it in one call: there, many small products take longer.
     query: [1, heads, T, size]; key, value: [1, key heads, T, size]; attention_mask: [1, 1, T, T].
     """
     if articles is not None:

@@ -1,15 +1,17 @@
 """One pass per article on a GPU, against Trainer and TRL on the same rows: seconds and exactness.
 
+    pip install -r experiments/requirements.txt
     python -m experiments.gpu     minutes on a GPU; writes speed_gpu.json and its part of README.md
     python -m experiments.gpu     without a GPU: the part of README.md alone, from speed_gpu.json
 
 The model has Qwen2.5-0.5B's shape and random weights. The ways of experiments/ways.py take turns in
-one process, ROUNDS times; a round is STEPS steps behind WARM_UP others, and counts as its median.
+one process, ROUNDS times; a round is STEPS steps after WARM_UP others, and counts as their median.
 
 Keys of speed_gpu.json:
-  stamp  device, versions, date, commit
+  stamp  as in experiments/speed.py, and device
   rate   of matrix products in bf16, TFLOP/s: the largest, over shapes and rounds
-  speed  [questions per article][method][way]: as in experiments/speed.py; of ours also share
+  speed  [questions per article][method][way]: as in experiments/speed.py, but for ours, share: its
+         floating point operations per second over the largest of `rates`
   exact  [dtype]: loss, gradient: how far one pass is from separate rows, relative; in bf16, how far
          each of them is from separate rows in fp32: one_pass, separate_rows
 """
@@ -26,7 +28,7 @@ from bmwqa.machine import machine
 from bmwqa.one_pass import ATTENTION, answer_loss, separate_rows, share_prefix
 from bmwqa.report import markdown_table, page_with
 from experiments.speed import MAIN, article_groups, describe_machine, say, summarise
-from experiments.speed_page import HERE, PAGE, fastest, ratio
+from experiments.speed_page import ARTICLE_TOKENS, HERE, PAGE, fastest, ratio
 from experiments.ways import (
     BATCH,
     DEVICE,
@@ -65,7 +67,7 @@ def measure_speed(questions: int, method: str) -> dict:
 
 
 def loss_and_gradient(model, batch: dict, attention: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """The loss, and the gradients of all weights in one row, both in fp32."""
+    """The loss, and all gradients as one vector, both in fp32."""
     model.zero_grad()
     model.set_attn_implementation(attention)
     batch = {k: v.to(DEVICE) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
@@ -112,10 +114,10 @@ def table(results: dict) -> str:
 
 
 def other_peers(results: dict) -> str:
-    lines = ["All peers, in times of ours:"]
+    lines = ["The peers that were measured, in times of ours:"]
     for questions, methods in results["speed"].items():
-        for method, (_, *peers) in ((m, [*w.items()]) for m, w in methods.items()):
-            ratios = [f"{way} {ratio(entry)}" for way, entry in peers]
+        for method, ways in methods.items():
+            ratios = [f"{way} {ratio(entry)}" for way, entry in ways.items() if way != "ours"]
             lines.append(f"- {questions} questions, {method}: {'; '.join(ratios)}")
     return "\n".join(lines)
 
@@ -124,23 +126,23 @@ def gpu_section(results: dict) -> str:
     """The page's part on a GPU."""
     stamp, versions = results["stamp"], results["stamp"]["versions"]
     fp32, bf16 = results["exact"]["fp32"], results["exact"]["bf16"]
+    (fewest, most), exact = ARTICLE_TOKENS, max(fp32.values())
     shares = [ways["ours"]["share"] for m in results["speed"].values() for ways in m.values()]
     introduction = (
         f"{stamp['device']}, {stamp['cores']} cores; torch {versions['torch']}, TRL "
         f"{versions['trl']}; commit {stamp['commit']}, {stamp['date']}. Qwen2.5-0.5B's shape, "
-        f"articles of 1,000 to 1,300 tokens; the median of {ROUNDS} rounds of {STEPS} steps, the "
-        "lowest and the highest. GB: ours / the peer's."
+        f"articles of {fewest:,} to {most:,} tokens; the median of the rounds, the lowest and the "
+        "highest. GB: ours / the peer's."
     )
     rates = (
-        f"A product of matrices reaches {results['rate']:.0f} TFLOP/s, our steps "
-        f"{min(shares):.0%} to {max(shares):.0%} of that: the processor starts operators more "
-        "slowly than this GPU computes them."
+        f"A single product of a layer's matrices reaches {results['rate']:.0f} TFLOP/s, its start "
+        f"counted in; our steps {min(shares):.0%} to {max(shares):.0%} of that."
     )
     exactness = (
-        f"Exactness: in fp32, the loss and the gradient of all weights in one pass and in separate "
-        f"rows differ by {max(fp32.values()):.0e} at most, relative. In bf16, the gradient of one "
-        f"pass is {bf16['one_pass']['gradient']:.1%} away from that in fp32, and that of separate "
-        f"rows {bf16['separate_rows']['gradient']:.1%}."
+        "Exactness, on one article of three questions: in fp32, loss and gradient in one pass and "
+        f"in separate rows differ by {exact:.0e} at most, relative. In bf16, the gradient differs "
+        f"from the one in fp32 by {bf16['one_pass']['gradient']:.1%} in one pass, and by "
+        f"{bf16['separate_rows']['gradient']:.1%} in separate rows."
     )
     return "\n\n".join([introduction, table(results), other_peers(results), rates, exactness])
 

@@ -2,7 +2,7 @@
 
 run       pairs and training, the notebooks' copies with their outputs in runs/
 evaluate  of training.ipynb the parameters and the cells under "Evaluation" alone
-refresh   all notebooks in place, as they are committed; results.json and README's tables from them
+refresh   notebooks 2 and 3 in place, as they are committed; results.json and README's tables too
 """
 
 import argparse

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import median
 
 import matplotlib
 import nbformat
@@ -160,8 +161,8 @@ PASSES = (10_000, 100_000, 1_000_000)  # articles, each read once
 
 def cpu_rate(speed: dict) -> float:
     """Measured FLOP/s of full fine-tuning, 0.5B, on two cores with bf16, from speed.json."""
-    share = speed["speed"]["Qwen2.5-0.5B's shape"]["full"]["ours"]["share"]
-    return share * speed["rates"]["bf16"] * 1e9
+    ours = speed["speed"]["Qwen2.5-0.5B's shape"]["full"]["ours"]
+    return ours["share"] * median(ours["rates"]) * 1e9
 
 
 def step_cost(weights: float, setup: tuple, tokens: float, measured_rate: float) -> dict:
@@ -270,12 +271,17 @@ def measured_words(results: dict) -> str:
 def assumed_words(results: dict, speed: dict) -> str:
     """What the table of hours is reckoned from."""
     tokens, rate = largest(results, "all")["tokens"]["tokens_per_step"], cpu_rate(speed) / 1e9
+    gpu = bq.read_json(HERE / "speed_gpu.json")
+    step = 14 * gpu["speed"]["14"]["full"]["ours"]["seconds_a_qa"]
     return (
         f"Measured are {tokens:,.0f} tokens per article with all questions, and {rate:.0f} "
         "GFLOP/s on two cores with bf16 (the section on speed). Assumed are 6 FLOPs per weight "
         f"and token (4 for LoRA), {UTILISATION:.0%} of an H100's 989 TFLOP/s, 10 Gbit/s "
         "between CPU machines, 450 GB/s between H100s, no overlap of computing and "
-        "sending, and no waiting for the longest article."
+        "sending, and no waiting for the longest article.\n"
+        f"A GPU needs more than one article a step for that: on an {gpu['stamp']['device']}, a "
+        f"step of one article with 14 questions took {step:.2f} s, because it waited for the "
+        "processor (the section on a GPU)."
     )
 
 

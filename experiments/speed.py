@@ -1,6 +1,6 @@
 """Fine-tuning on this CPU: Hugging Face's Trainer, TRL's SFTTrainer and ours, on the same rows.
 
-    python -m experiments.speed                       every section, about two hours on two cores
+    python -m experiments.speed                       every section, two hours on two cores
     python -m experiments.speed --only speed memory   these sections; the others stay as they are
     python -m experiments.speed --missing             those that this code and processor lack
     python -m experiments.speed --quick               a smoke test: the embedded model, one round
@@ -24,7 +24,7 @@ Keys of speed.json, written after every section:
   speed      [model][method][way]: seconds (per QA pair, of each round), seconds_a_qa (their
              median), spread (min, max), rounds, ratio (to ours: median, lowest, highest),
              peak_gb; cpu: the least share of the cores; others: the largest share that other
-             work took; rates: of matrix products, just before each round. Of ours also share:
+             work took; rates: of matrix products, beside each round. Of ours also share:
              its floating point operations per second (`ways.count_flops`) over that rate, the
              median over rounds.
              After the first round, only ours and the fastest peer go on.
@@ -76,6 +76,7 @@ from experiments.speed_page import (
 )
 from experiments.ways import (
     BATCH,
+    DEVICE,
     METHODS,
     QWEN,
     SMOL,
@@ -387,6 +388,8 @@ def read_options() -> argparse.Namespace:
 
 
 def main() -> None:
+    if DEVICE.type != "cpu":
+        raise SystemExit("This measures a CPU; there is a GPU. Run `python -m experiments.gpu`.")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # of the processes that measure
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as experiments/notebooks.py has it
     options = read_options()

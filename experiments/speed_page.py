@@ -138,7 +138,8 @@ def introduction(results: dict) -> str:
         f"{here['date']}. GFLOP/s: {rates['fp32']:.0f} in fp32, {rates['bf16']:.0f} in bf16 "
         f"(the largest of any product; the median over rounds is {rates['bf16_median']:.0f}). "
         f"Articles of {fewest:,} to {most:,} tokens, three questions on each. In brackets the "
-        "lowest and the highest round; a ratio is the median over rounds of two ways in turn."
+        "lowest and the highest round; a ratio is the median over rounds of two ways in turn. "
+        "A share of the bf16 rate is of that measured beside each round."
     )
 
 

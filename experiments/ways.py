@@ -1,7 +1,7 @@
 """The ways to train and to answer that experiments/speed.py compares, on one model and articles.
 
 The first word of a way says whose Trainer it is: ours, Hugging Face's ("hf") or TRL's. All take
-the same articles; ours all their questions in a step, a peer's one or three of them.
+the same articles; ours all their questions in a step, a peer's one or several of them.
 """
 
 import bmwqa_utils as bq  # isort: skip  (first: large pages, see bmwqa/__init__.py)
@@ -79,7 +79,7 @@ class Way:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of matrix products and of frozen weights; in ours, of all but the adapter's."""
+        """Of matrix products and of frozen weights; in ours, of all weights but the adapter's."""
         return choose_precision(self.precision)[0]
 
 
@@ -110,7 +110,7 @@ ARGUMENTS = dict(  # of every Trainer
 )
 
 # --------------------------------------------------------------------------------------------------
-# In a fresh process: one model, one way, some articles
+# One model, one way, some articles
 
 
 def load(model_name: str, dtype: torch.dtype, ours: bool = True):
@@ -211,9 +211,8 @@ def train(
     """What training on `groups` took: seconds, shares of the cores, memory, losses.
 
     "seconds": per QA pair, of every step but the first. "rate": of matrix products in the
-    same dtype, GFLOP/s, just before.
+    same dtype, GFLOP/s, just after: before, it would leave memory that the steps use no more.
     """
-    rate = max(matrix_rates(WAYS[way].dtype))
     model = load_for_training(model_name, method, way)
     trainer = make_trainer(model, way, groups, learning_rate)
     trainer.remove_callback(PrinterCallback)
@@ -228,7 +227,7 @@ def train(
     pairs = [rows_of_step(way, group) for group in groups]
     return {
         "seconds": [e["seconds"] / n for e, n in zip(log[1:], pairs[1:], strict=True)],
-        "rate": rate,
+        "rate": max(matrix_rates(WAYS[way].dtype)),
         "cpu": cpu / wall / torch.get_num_threads(),
         "others": max(busy_seconds() - busy - cpu, 0) / wall / os.cpu_count(),
         "peak_gb": peak.gb,

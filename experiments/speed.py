@@ -77,6 +77,7 @@ from experiments.speed_page import (
 from experiments.ways import (
     BATCH,
     DEVICE,
+    LARGE_BATCH,
     METHODS,
     QWEN,
     SMOL,
@@ -96,7 +97,7 @@ LENGTHS = (250, 500, 1000, 2000, 4000, 8000)  # tokens
 LONG_TOKENS = (1200, 4000)  # of the articles that are cut, or repeated, to a length
 QUESTIONS = (1, 3, 6, 12, 24)  # per article
 MANY = 14
-PEERS = [way for way in WAYS if way.startswith("trl bf16") or way.startswith("hf")]
+PEERS = [way for way in WAYS if way.startswith(("trl bf16", "hf")) and way != LARGE_BATCH]
 
 # --------------------------------------------------------------------------------------------------
 # Which articles, and whose turn

@@ -2,7 +2,7 @@
 
 corpus <- pairs <- bmwqa_utils <- dataset; bmwqa_utils <- one_pass <- answers <- export <- models
 models, preflight, machine, settings <- run; answers, int8, pruning, settings <- preflight
-pairs <- scores <- results, retrieval; retrieval <- ask; report <- export
+pairs <- scores <- results, retrieval; retrieval <- ask; report <- export; machine <- models
 linear <- activations <- models; settings <- bmwqa_utils; corpus <- pressclub <- chrome
 """
 

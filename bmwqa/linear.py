@@ -11,9 +11,9 @@ import torch
 def use_all_threads(model: torch.nn.Module) -> torch.nn.Module:
     """The model, its bf16 linear layers on the CPU changed in place; the weights stay the same."""
     for layer in model.modules():
-        if type(layer) is torch.nn.Linear and layer.weight.dtype == torch.bfloat16:
-            if layer.weight.device.type == "cpu":
-                layer.__class__ = HalvedLinear
+        is_linear = type(layer) is torch.nn.Linear
+        if is_linear and layer.weight.dtype == torch.bfloat16 and layer.weight.is_cpu:
+            layer.__class__ = HalvedLinear
     return model
 
 

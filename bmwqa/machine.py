@@ -11,13 +11,19 @@ import psutil
 import torch
 
 
+def this_device() -> torch.device:
+    """Where models are computed: the GPU where there is one, else the CPU."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator or torch.device("cpu")
+
+
 def choose_precision(wanted: str = "auto") -> tuple[torch.dtype, str]:
     """The dtype of weights and matrix products, and one line that says why. Adapters are fp32.
 
     wanted: "bf16" or "fp32"; "auto": bf16 where this machine has instructions for it.
     """
-    device = torch.accelerator.current_accelerator(check_available=True)
-    if device is None:
+    device = this_device()
+    if device.type == "cpu":
         capabilities = torch.cpu.get_capabilities()
         units = [name for name in ("amx_bf16", "avx512_bf16") if capabilities.get(name)]
         has = f"has {units[0]}" if units else "has no bf16 instructions (amx_bf16 or avx512_bf16)"

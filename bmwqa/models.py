@@ -22,6 +22,7 @@ from bmwqa.activations import keep_less
 from bmwqa.corpus import ROOT, read_json, write_json
 from bmwqa.export import export_folder
 from bmwqa.linear import use_all_threads
+from bmwqa.machine import this_device
 from bmwqa.one_pass import ATTENTION
 
 logging.disable_progress_bar()  # transformers shows one for every model that it loads
@@ -192,9 +193,7 @@ def load_model(
         raise ValueError(f"{folder} holds no whole model ({error}). {need}") from error
     if attention is not None and not is_adapter:
         model.set_attn_implementation(attention)
-    device = torch.accelerator.current_accelerator(check_available=True)
-    model = model if device is None else model.to(device)
-    return keep_less(use_all_threads(model)).eval()
+    return keep_less(use_all_threads(model.to(this_device()))).eval()
 
 
 def _load_base(folder: Path, dtype: torch.dtype, attention: str | None):

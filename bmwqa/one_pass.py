@@ -134,7 +134,7 @@ def shared_prefix_attention(
     """
     if articles is not None:
         return _answering_attention(module, query, key, value, attention_mask, articles, **kwargs)
-    if blocks is None or query.device.type != "cpu":
+    if blocks is None or not query.is_cpu:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     # under autocast, only value is bf16
     query, key = (query * kwargs["scaling"]).to(value.dtype), key.to(value.dtype)

@@ -8,7 +8,7 @@ The model has Qwen2.5-0.5B's shape and random weights. The ways of experiments/w
 one process, ROUNDS times; a round is STEPS steps after WARM_UP others, and counts as their median.
 
 Keys of speed_gpu.json:
-  stamp  as in experiments/speed.py, and device
+  stamp  as in experiments/speed.py
   rate   of matrix products in bf16, TFLOP/s: the largest, over shapes and rounds
   speed  [questions per article][method][way]: as in experiments/speed.py, but for ours, share: its
          floating point operations per second over the largest of `rates`
@@ -18,17 +18,25 @@ Keys of speed_gpu.json:
 
 import bmwqa_utils as bq  # isort: skip  (first: large pages, see bmwqa/__init__.py)
 import gc
-from importlib.metadata import version
 from itertools import cycle, islice
 from statistics import median
 
 import torch
+from accelerate.utils import send_to_device
 
-from bmwqa.machine import machine
 from bmwqa.one_pass import ATTENTION, answer_loss, separate_rows, share_prefix
-from bmwqa.report import markdown_table, page_with
+from bmwqa.report import page_with
 from experiments.speed import MAIN, article_groups, describe_machine, say, summarise
-from experiments.speed_page import ARTICLE_TOKENS, HERE, PAGE, fastest, ratio
+from experiments.speed_page import (
+    ARTICLE_TOKENS,
+    HERE,
+    PAGE,
+    Column,
+    against_fastest,
+    fastest,
+    ratio,
+    table,
+)
 from experiments.ways import (
     BATCH,
     DEVICE,
@@ -70,7 +78,7 @@ def loss_and_gradient(model, batch: dict, attention: str) -> tuple[torch.Tensor,
     """The loss, and all gradients as one vector, both in fp32."""
     model.zero_grad()
     model.set_attn_implementation(attention)
-    batch = {k: v.to(DEVICE) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+    batch = send_to_device(batch, DEVICE)
     labels = batch.pop("labels")
     loss = answer_loss(model(**batch), labels)
     loss.backward()
@@ -79,20 +87,18 @@ def loss_and_gradient(model, batch: dict, attention: str) -> tuple[torch.Tensor,
 
 def measure_exactness(group: dict) -> dict:
     """`exact` of the keys at the top."""
-    figures, rows, one_row = {"bf16": {}}, separate_rows(group), share_prefix(group)
-
-    def distance(one, other):
-        return ((one - other).norm() / other.norm()).item()
-
+    one_pass, rows = (share_prefix(group), ATTENTION), (separate_rows(group), "sdpa")
     model = load(QWEN, torch.float32)
-    exact_loss, exact = loss_and_gradient(model, rows, "sdpa")
-    loss, gradient = loss_and_gradient(model, one_row, ATTENTION)
-    figures["fp32"] = {"loss": distance(loss, exact_loss), "gradient": distance(gradient, exact)}
-    model = model.to(torch.bfloat16)
-    for name, *way in (("one_pass", one_row, ATTENTION), ("separate_rows", rows, "sdpa")):
-        loss, gradient = loss_and_gradient(model, *way)
-        distances = {"loss": distance(loss, exact_loss), "gradient": distance(gradient, exact)}
-        figures["bf16"][name] = distances
+    exact = loss_and_gradient(model, *rows)
+
+    def distances(way: tuple) -> dict[str, float]:
+        pairs = zip(loss_and_gradient(model, *way), exact, strict=True)
+        relative = [((one - other).norm() / other.norm()).item() for one, other in pairs]
+        return dict(zip(("loss", "gradient"), relative, strict=True))
+
+    figures = {"fp32": distances(one_pass)}
+    model.to(torch.bfloat16)
+    figures["bf16"] = {"one_pass": distances(one_pass), "separate_rows": distances(rows)}
     return figures
 
 
@@ -101,16 +107,17 @@ def milliseconds(entry: dict) -> str:
     return f"{1000 * entry['seconds_a_qa']:.0f} [{low:.0f}, {high:.0f}]"
 
 
-def table(results: dict) -> str:
-    rows = []
-    for questions, methods in results["speed"].items():
-        for method, ways in methods.items():
-            ours, peer = ways["ours"], ways[fastest(ways)]
-            row = {"questions": questions, "method": method, "ms per QA pair": milliseconds(ours)}
-            row |= {"fastest peer": fastest(ways), "its ms": milliseconds(peer)}
-            row |= {"ratio": ratio(peer), "GB": f"{ours['peak_gb']:.1f} / {peer['peak_gb']:.1f}"}
-            rows.append(row)
-    return markdown_table(rows)
+def both_peaks(ways: dict) -> str:
+    return " / ".join(f"{ways[way]['peak_gb']:.1f}" for way in ("ours", fastest(ways)))
+
+
+COLUMNS: list[Column] = [
+    ("ms per QA pair", lambda ways: milliseconds(ways["ours"])),
+    ("fastest peer", fastest),
+    ("its ms", lambda ways: milliseconds(ways[fastest(ways)])),
+    ("ratio", against_fastest),
+    ("GB", both_peaks),
+]
 
 
 def other_peers(results: dict) -> str:
@@ -144,7 +151,8 @@ def gpu_section(results: dict) -> str:
         f"from the one in fp32 by {bf16['one_pass']['gradient']:.1%} in one pass, and by "
         f"{bf16['separate_rows']['gradient']:.1%} in separate rows."
     )
-    return "\n\n".join([introduction, table(results), other_peers(results), rates, exactness])
+    rows = table(results, "speed", COLUMNS, "questions")
+    return "\n\n".join([introduction, rows, other_peers(results), rates, exactness])
 
 
 def page(results: dict) -> str:
@@ -155,9 +163,8 @@ def page(results: dict) -> str:
 def main() -> None:
     path = HERE / "speed_gpu.json"
     if DEVICE.type != "cpu":
-        stamp = describe_machine() | {"device": machine()["device"]}
-        stamp["versions"]["trl"] = version("trl")
-        results = {"stamp": stamp, "exact": measure_exactness(article_groups(3)[0]), "speed": {}}
+        results = {"stamp": describe_machine("trl"), "speed": {}}
+        results["exact"] = measure_exactness(article_groups(3)[0])
         results["rate"] = max(matrix_rates(torch.bfloat16)) / 1e3
         for count in PEERS:
             results["speed"][str(count)] = {}

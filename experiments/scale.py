@@ -231,7 +231,7 @@ def growth(results: dict, part: str) -> str:
     return f"{times:.0f} × the CPU time for {last['articles'] // first['articles']} × the articles"
 
 
-def scale_section(results: dict, speed: dict) -> str:
+def scale_section(results: dict, speed: dict, gpu: dict) -> str:
     """The page's part: a table of what was measured, and one of what is reckoned from it."""
     return "\n".join(
         [
@@ -249,7 +249,7 @@ def scale_section(results: dict, speed: dict) -> str:
             "",
             markdown_table(paper_rows(results, speed)),
             "",
-            assumed_words(results, speed),
+            assumed_words(results, speed, gpu),
             saturated_words(results),
         ]
     )
@@ -268,10 +268,9 @@ def measured_words(results: dict) -> str:
     )
 
 
-def assumed_words(results: dict, speed: dict) -> str:
+def assumed_words(results: dict, speed: dict, gpu: dict) -> str:
     """What the table of hours is reckoned from."""
     tokens, rate = largest(results, "all")["tokens"]["tokens_per_step"], cpu_rate(speed) / 1e9
-    gpu = bq.read_json(HERE / "speed_gpu.json")
     step = 14 * gpu["speed"]["14"]["full"]["ours"]["seconds_a_qa"]
     return (
         f"Measured are {tokens:,.0f} tokens per article with all questions, and {rate:.0f} "
@@ -328,16 +327,17 @@ def draw(results: dict) -> None:
     plt.close(fig)
 
 
-def page(results: dict, speed: dict) -> str:
+def page(results: dict, speed: dict, gpu: dict) -> str:
     """experiments/README.md with this section written anew."""
-    return page_with(PAGE, "scale", scale_section(results, speed))
+    return page_with(PAGE, "scale", scale_section(results, speed, gpu))
 
 
 def write_page() -> None:
-    """The plot and the page, from scale.json and speed.json."""
-    results, speed = bq.read_json(RESULTS), bq.read_json(HERE / "speed.json")
+    """The plot and the page, from scale.json, speed.json and speed_gpu.json."""
+    files = (RESULTS, HERE / "speed.json", HERE / "speed_gpu.json")
+    results, speed, gpu = map(bq.read_json, files)
     draw(results)
-    bq.write_text(PAGE, page(results, speed))
+    bq.write_text(PAGE, page(results, speed, gpu))
 
 
 def main() -> None:

@@ -14,8 +14,8 @@ counts the tokens.
 Where other work took more than 5 % of the cores, a measurement is repeated, twice at most.
 
 Keys of speed.json, written after every section:
-  stamps     [section]: processor, family, model, stepping, flags, cores, memory_gb, versions, date,
-             commit (the last one that changed this code; "+" after it: changed since)
+  stamps     [section]: cpu, device, family, model, stepping, flags, cores, memory_gb, versions,
+             date, commit (the last one that changed this code; "+" after it: changed since)
   checks     [section]: measured, repeated, failed: trainings, those that were done again because of
              other work, and those that it disturbed to the end
   rates      fp32, bf16: GFLOP/s, the largest over the models' matrix products; bf16_median: of bf16
@@ -70,6 +70,7 @@ from experiments.speed_page import (
     ARTICLE_TOKENS,
     HERE,
     OTHERS,
+    PEERS,
     fastest,
     what_measured,
     write_page,
@@ -77,11 +78,9 @@ from experiments.speed_page import (
 from experiments.ways import (
     BATCH,
     DEVICE,
-    LARGE_BATCH,
     METHODS,
     QWEN,
     SMOL,
-    WAYS,
     count_flops,
     evaluate,
     first_rows,
@@ -97,7 +96,6 @@ LENGTHS = (250, 500, 1000, 2000, 4000, 8000)  # tokens
 LONG_TOKENS = (1200, 4000)  # of the articles that are cut, or repeated, to a length
 QUESTIONS = (1, 3, 6, 12, 24)  # per article
 MANY = 14
-PEERS = [way for way in WAYS if way.startswith(("trl bf16", "hf")) and way != LARGE_BATCH]
 
 # --------------------------------------------------------------------------------------------------
 # Which articles, and whose turn
@@ -348,8 +346,11 @@ CODE = ("bmwqa", "bmwqa_utils.py", "experiments/speed.py", "experiments/ways.py"
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
-def describe_machine() -> dict:
-    """What a section was measured on, and by which code; see `stamps` at the top."""
+def describe_machine(*others: str) -> dict:
+    """What a section was measured on, and by which code; see `stamps` at the top.
+
+    others: packages whose versions count, too.
+    """
     here, cpuinfo = machine(), Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     about = dict(map(str.strip, line.split(":", 1)) for line in reversed(lines) if ":" in line)
@@ -357,13 +358,14 @@ def describe_machine() -> dict:
     flags = about.get("flags", "").split()
     return {
         "cpu": about.get("model name", here["processor"]),
+        "device": here["device"],
         "family": about.get("cpu family", "unknown"),
         "model": about.get("model", "unknown"),
         "stepping": about.get("stepping", "unknown"),
         "flags": [flag for flag in FLAGS if flag in flags],
         "cores": os.cpu_count(),
         "memory_gb": here["memory_gb"],
-        "versions": {name: here[name] for name in packages},
+        "versions": {name: here[name] for name in packages} | {n: version(n) for n in others},
         "date": date.today().isoformat(),
         "commit": git("log", "-1", "--format=%h") + ("+" if git("status", "--porcelain") else ""),
     }
@@ -396,8 +398,7 @@ def main() -> None:
     options = read_options()
     plan = Plan({SMOL: 1}, ("lora", "lora, r 8, q and v")) if options.quick else Plan(ROUNDS)
     path = HERE / ("speed_quick.json" if options.quick else "speed.json")
-    results, here = bq.read_json(path) if path.exists() else {}, describe_machine()
-    here["versions"]["trl"] = version("trl")  # of the peers alone
+    results, here = bq.read_json(path) if path.exists() else {}, describe_machine("trl")
     stamps, checks = results.get("stamps", {}), results.get("checks", {})
     # what has no stamp is of the format before this one
     results = {name: value for name, value in results.items() if name in stamps}

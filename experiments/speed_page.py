@@ -11,6 +11,7 @@ from bmwqa.report import markdown_table, page_with
 HERE = ROOT / "experiments"
 PAGE = HERE / "README.md"
 SHOWN = "smollm2-135m"  # the model of the plots
+PEERS = ("hf fp32", "hf bf16", "trl bf16", "trl bf16, 3 rows", "trl bf16, logits at once")
 OTHERS = 0.05  # the share of the cores that other work may take beside a measurement
 ARTICLE_TOKENS = (1000, 1300)  # of the articles in every section but `length`, `memory` and `loss`
 
@@ -81,10 +82,7 @@ SPEED: list[Column] = [
     ("of the bf16 rate", lambda ways: f"{ways['ours']['share']:.0%}"),
     ("peak GB", lambda ways: f"{ways['ours']['peak_gb']:.1f}"),
 ]
-PEERS: list[Column] = [
-    (way, against(way))
-    for way in ("hf fp32", "hf bf16", "trl bf16", "trl bf16, 3 rows", "trl bf16, logits at once")
-]
+PEER_RATIOS: list[Column] = [(way, against(way)) for way in PEERS]
 MANY: list[Column] = [
     ("s per QA pair", seconds_with_spread),
     ("against TRL, 3 rows a batch", against("trl bf16, 3 rows")),
@@ -102,10 +100,10 @@ ATTENTION: list[Column] = [
 ]
 
 
-def table(results: dict, section: str, columns: list[Column]) -> str:
-    """A row per model and method of a section."""
+def table(results: dict, section: str, columns: list[Column], first: str = "model") -> str:
+    """A row per model and method of a section; `first`: the head of the first column."""
     rows = [
-        {"model": model, "method": method} | {head: cell(ways) for head, cell in columns}
+        {first: model, "method": method} | {head: cell(ways) for head, cell in columns}
         for model, methods in results[section].items()
         for method, ways in methods.items()
     ]
@@ -214,7 +212,7 @@ PARTS: dict[str, Callable] = {  # of each section, in the order of the page
 def speed_section(results: dict) -> str:
     """The page's part on speed, from the sections that speed.json has, and from nothing else."""
     parts = [part(results) for key, part in PARTS.items() if key in results]
-    peers = "How long each peer takes, in times of ours:\n\n" + table(results, "speed", PEERS)
+    peers = "How long each peer takes, in times of ours:\n\n" + table(results, "speed", PEER_RATIOS)
     return "\n\n".join([introduction(results), *parts[:1], peers, *parts[1:]])
 
 

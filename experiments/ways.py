@@ -30,7 +30,7 @@ from transformers.trainer_callback import PrinterCallback
 from bmwqa.activations import keep_less
 from bmwqa.answers import Stamps, answer_rows, end_tokens, stream_answer
 from bmwqa.linear import multiply, use_all_threads
-from bmwqa.machine import PeakMemory, choose_precision, hardware_arguments
+from bmwqa.machine import PeakMemory, choose_precision, hardware_arguments, this_device
 from bmwqa.models import load_model, load_tokenizer
 from bmwqa.one_pass import (
     ATTENTION,
@@ -46,7 +46,7 @@ from experiments.speed_page import SHOWN
 
 QWEN, SMOL = "Qwen2.5-0.5B's shape", SHOWN
 FOLDER = bq.ROOT / "models" / SMOL
-DEVICE = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+DEVICE = this_device()
 METHODS = {  # the adapter of each
     "full": {},
     "lora": {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"},
@@ -317,8 +317,7 @@ def matrix_rates(dtype: torch.dtype) -> list[float]:
         for number, fastest in enumerate(rounds):
             start = time.perf_counter()
             multiply(x, weights.t())
-            if DEVICE.type != "cpu":
-                torch.accelerator.synchronize()
+            torch.get_device_module(DEVICE).synchronize()
             rate = 2 * tokens * inputs * outputs / (time.perf_counter() - start) / 1e9
             rounds[number] = max(fastest, rate)
     return rounds

@@ -19,7 +19,8 @@ def test_copies_are_a_corpus_with_questions_that_fit(tmp_path, monkeypatch):
 
 def test_the_page_is_that_of_the_file():
     results, speed = bq.read_json(scale.RESULTS), bq.read_json(scale.HERE / "speed.json")
-    assert scale.page(results, speed) == scale.PAGE.read_text(encoding="utf-8")
+    gpu = bq.read_json(scale.HERE / "speed_gpu.json")
+    assert scale.page(results, speed, gpu) == scale.PAGE.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
